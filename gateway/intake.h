@@ -73,10 +73,16 @@ struct submission {
     size_t recipient_count;
     struct span message;                 /* RFC 5322, CR LF */
     bool smtputf8;
+    bool partial_ok;                     /* recipients that cannot be routed are listed in `rejected` and the others go
+                                          * on (HTTP); otherwise one of them refuses the whole message (SMTP, where
+                                          * RCPT has already said yes to each) */
     int64_t send_at_ms;                  /* wall; 0: now */
     int64_t expires_in_ms;               /* 0: the lane's */
     struct span idempotency_key;         /* empty: none (header X-Heave-Idempotency-Key may set it) */
     struct span idempotency_fingerprint; /* what must be equal for a replay; empty: intake hashes the message */
+    /* Makes the answer that is stored with the idempotency key and given back on replay; `result` holds id and counts.
+     * In the submission's arena. NULL: nothing is stored. */
+    struct span (*make_answer)(struct submission *submission, const struct intake_result *result);
     /* For the Received field (RFC 5321 4.4): */
     const char *peer_address;            /* "192.0.2.1" */
     struct span helo;                    /* EHLO argument; empty over HTTP */
@@ -90,7 +96,7 @@ struct submission {
 
 struct intake;
 
-/* `router` and `conf` must outlive the intake; a reload makes new ones and calls intake_reconfigure between turns. */
+/* `conf` must outlive the intake; a reload makes new ones and calls intake_reconfigure between turns. */
 struct intake *intake_new(struct loop *loop, struct queue *queue, const struct intake_conf *conf,
                           struct events *events);
 void intake_free(struct intake **intake);

@@ -76,6 +76,11 @@ struct route_plan {
 bool route_is_internal(const struct route_conf *conf, struct span address);
 /* Address with its domain as lower-case A-label (UTS 46 by libidn2), in `arena`. Errors: ERR_INVAL, ERR_NOMEM. */
 MUST_USE int route_normalise(struct span address, struct arena *arena, struct span *out);
+/* Why a recipient alone could not be routed (asked at RCPT, before the size is known): NULL when it can, else a static
+ * sentence. `request` needs lane, client, sender and message_bytes; its recipients are not looked at. */
+const char *route_objection(const struct route_conf *conf, const struct route_request *request, struct span address);
+/* Whether `pattern` ("*", "*@contoso.com", "*@*.contoso.com", "a@contoso.com") covers the sender. */
+bool route_sender_matches(struct span pattern, struct span sender);
 /* Everything in `arena`. Linear in recipients but for hashing. Errors: ERR_NOMEM. */
 MUST_USE int route_plan(const struct route_conf *conf, const struct route_request *request, struct arena *arena,
                         struct route_plan *out);

@@ -1,0 +1,645 @@
+#include "gateway/intake.h"
+
+#include "gateway/base/clock.h"
+#include "gateway/base/codec.h"
+#include "gateway/base/tls.h"
+#include "queue/fields.h"
+
+#include <ctype.h>
+
+/* Invariants every path keeps:
+ *  - on_result runs exactly once per submission, and never inside intake_submit();
+ *  - ACCEPTED is said only from the queue's callback with status 0. */
+
+#define TRACE_BYTES_MAX 2048 /* Received, Date, Message-ID, From added in front */
+#define SUBJECT_BYTES_MAX 200
+#define IDEMPOTENCY_KEY_MAX 255
+#define SCRATCH_KEEP_BYTES (512 * 1024)
+
+struct intake {
+    struct loop *loop;
+    struct queue *queue;
+    const struct intake_conf *conf;
+    struct events *events;
+    size_t pending;
+    struct buf scratch; /* the message as it will be stored; alive only inside intake_submit() */
+};
+
+/* What the header says that decisions need. */
+struct header_facts {
+    struct span from;       /* address */
+    struct span message_id; /* with <> */
+    struct span subject;
+    struct span lane;
+    struct span idempotency_key;
+    struct span send_at;
+    size_t received;
+    bool has_from, has_date;
+    bool has_private; /* Bcc or X-Heave-* fields to take out */
+};
+
+/* One submission on its way, from intake_submit() to its result. */
+struct pending {
+    struct intake *intake;
+    struct submission *submission;
+    int64_t begun_us;
+    struct loop_task task;
+    struct intake_result result;
+    struct header_facts facts;
+    struct span lane;
+    int64_t expires_ms;
+    char id[MESSAGE_ID_MAX + 1];
+    char made_message_id[MESSAGE_ID_MAX + 300];
+};
+
+const char *intake_verdict_name(enum intake_verdict verdict)
+{
+    switch (verdict) {
+    case INTAKE_ACCEPTED:
+        return "accepted";
+    case INTAKE_REPLAYED:
+        return "replayed";
+    case INTAKE_CONFLICT:
+        return "conflict";
+    case INTAKE_SENDER_DENIED:
+        return "sender-denied";
+    case INTAKE_NO_RECIPIENT:
+        return "no-recipient";
+    case INTAKE_BAD_MESSAGE:
+        return "bad-message";
+    case INTAKE_TOO_LARGE:
+        return "too-large";
+    case INTAKE_FULL:
+        return "full";
+    case INTAKE_UNAVAILABLE:
+        return "unavailable";
+    }
+    UNREACHABLE();
+}
+
+struct intake *intake_new(struct loop *loop, struct queue *queue, const struct intake_conf *conf,
+                          struct events *events)
+{
+    struct intake *intake = mem_zero(sizeof *intake);
+    intake->loop = loop;
+    intake->queue = queue;
+    intake->conf = conf;
+    intake->events = events;
+    buf_init(&intake->scratch, conf->max_message_bytes + TRACE_BYTES_MAX);
+    return intake;
+}
+
+void intake_free(struct intake **intake)
+{
+    if (*intake == NULL) {
+        return;
+    }
+    ASSERT((*intake)->pending == 0);
+    buf_release(&(*intake)->scratch);
+    mem_free(*intake);
+    *intake = NULL;
+}
+
+void intake_reconfigure(struct intake *intake, const struct intake_conf *conf)
+{
+    intake->conf = conf;
+    intake->scratch.max = conf->max_message_bytes + TRACE_BYTES_MAX;
+}
+
+enum intake_verdict intake_ready(const struct intake *intake)
+{
+    return queue_is_up(intake->queue) ? INTAKE_ACCEPTED : INTAKE_UNAVAILABLE;
+}
+
+size_t intake_pending(const struct intake *intake)
+{
+    return intake->pending;
+}
+
+static struct span client_lane(const struct policy_client *client)
+{
+    return client->conf->lane != NULL ? span_of(client->conf->lane) : SPAN_LIT("normal");
+}
+
+/* Why this client may not send to the address; NULL when it may. */
+static const char *recipient_objection(const struct intake_conf *conf,
+                                       const struct policy_client *client, struct span address,
+                                       bool smtputf8)
+{
+    if (!address_valid(address, smtputf8)) {
+        return "The recipient address is not valid.";
+    }
+    bool internal = route_is_internal(conf->route, address);
+    if (client->conf->recipients == POLICY_RECIPIENTS_INTERNAL && !internal) {
+        return "This client may send to internal recipients only.";
+    }
+    if (client->conf->recipients == POLICY_RECIPIENTS_EXTERNAL && internal) {
+        return "This client may send to external recipients only.";
+    }
+    return NULL;
+}
+
+const char *intake_recipient_check(const struct intake *intake, const struct policy_client *client,
+                                   struct span address, bool smtputf8)
+{
+    const char *reason = recipient_objection(intake->conf, client, address, smtputf8);
+    if (reason != NULL) {
+        return reason;
+    }
+    struct route_request request = {
+        .lane = client_lane(client),
+        .client = span_of(client->conf->name),
+    };
+    return route_objection(intake->conf->route, &request, address);
+}
+
+/* Ends a submission: reports it, then tells its owner. Runs from the loop, never inside
+ * intake_submit(). */
+static void finish(void *ctx)
+{
+    struct pending *pending = ctx;
+    struct intake *intake = pending->intake;
+    struct submission *submission = pending->submission;
+    const struct intake_result *result = &pending->result;
+    events_message(intake->events, &(struct event_message){
+                                       .id = result->id,
+                                       .protocol = submission->with,
+                                       .client = submission->client->conf->name,
+                                       .lane = pending->lane,
+                                       .verdict = intake_verdict_name(result->verdict),
+                                       .detail = result->detail,
+                                       .reverse_path = submission->reverse_path,
+                                       .bytes = submission->message.len,
+                                       .recipients = result->accepted,
+                                       .batches = result->batches,
+                                       .rejected = result->rejected_count,
+                                       .accept_us = clock_mono_us() - pending->begun_us,
+                                   });
+    ASSERT(intake->pending > 0);
+    intake->pending--;
+    submission->on_result(submission, result);
+    mem_free(pending);
+}
+
+static void refuse(struct pending *pending, enum intake_verdict verdict, const char *detail)
+{
+    pending->result.verdict = verdict;
+    pending->result.detail = detail;
+    loop_defer(pending->intake->loop, &pending->task, LOOP_TASK_QUEUE, finish, pending);
+}
+
+/* Header reading. */
+
+static struct span first_address(struct span value, struct arena *arena)
+{
+    struct mailbox mailbox;
+    return mailbox_next(&value, arena, &mailbox) ? mailbox.address : (struct span){0};
+}
+
+static struct span cut_subject(struct span value, struct arena *arena)
+{
+    struct span trimmed = span_trim(value);
+    if (trimmed.len > SUBJECT_BYTES_MAX) {
+        trimmed.len = SUBJECT_BYTES_MAX;
+        while (trimmed.len > 0 && ((unsigned char)trimmed.data[trimmed.len] & 0xc0) == 0x80) {
+            trimmed.len--;
+        }
+    }
+    struct span copy = arena_dup(arena, trimmed);
+    for (size_t i = 0; i < copy.len; i++) {
+        char *byte = (char *)(uintptr_t)(copy.data + i);
+        if (iscntrl((unsigned char)*byte)) {
+            *byte = ' ';
+        }
+    }
+    return copy;
+}
+
+static bool take_private_field(const struct field *field, struct header_facts *facts)
+{
+    if (span_ieq(field->name, SPAN_LIT("Bcc")) || span_ieq(field->name, SPAN_LIT("Resent-Bcc"))) {
+        facts->has_private = true;
+        return true;
+    }
+    if (!span_istarts(field->name, SPAN_LIT("X-Heave-"))) {
+        return false;
+    }
+    facts->has_private = true;
+    struct span value = span_trim(field->value);
+    if (span_ieq(field->name, SPAN_LIT("X-Heave-Lane"))) {
+        facts->lane = value;
+    } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Idempotency-Key"))) {
+        facts->idempotency_key = value;
+    } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Send-At"))) {
+        facts->send_at = value;
+    }
+    return true;
+}
+
+static void read_header(struct span header, struct arena *arena, struct header_facts *facts)
+{
+    struct field field;
+    while (fields_next(&header, &field)) {
+        if (take_private_field(&field, facts)) {
+            continue;
+        }
+        if (span_ieq(field.name, SPAN_LIT("Received"))) {
+            facts->received++;
+        } else if (span_ieq(field.name, SPAN_LIT("From"))) {
+            facts->has_from = true;
+            facts->from = facts->from.len > 0 ? facts->from : first_address(field.value, arena);
+        } else if (span_ieq(field.name, SPAN_LIT("Date"))) {
+            facts->has_date = true;
+        } else if (span_ieq(field.name, SPAN_LIT("Message-ID"))) {
+            facts->message_id = arena_dup(arena, span_trim(field.value));
+        } else if (span_ieq(field.name, SPAN_LIT("Subject"))) {
+            facts->subject = cut_subject(field.value, arena);
+        }
+    }
+}
+
+/* Header writing. */
+
+/* The EHLO argument as it may stand in a Received field: only characters of names and literals. */
+static struct span safe_helo(struct span helo)
+{
+    for (size_t i = 0; i < helo.len; i++) {
+        unsigned char byte = (unsigned char)helo.data[i];
+        if (!isalnum(byte) && strchr(".-_:[]", byte) == NULL) {
+            return SPAN_LIT("unknown");
+        }
+    }
+    return helo.len > 0 && helo.len <= 255 ? helo : SPAN_LIT("unknown");
+}
+
+/* Trace and what a submission server completes (RFC 5321 4.4, RFC 6409 8.1-8.3). */
+static int write_added_fields(struct pending *pending, struct buf *out)
+{
+    const struct submission *submission = pending->submission;
+    const char *hostname = pending->intake->conf->hostname;
+    char date[CLOCK_TEXT_MAX];
+    clock_rfc5322(clock_wall_ms(), date);
+    const char *tls = submission->tls_version[0] != '\0' ? submission->tls_version : NULL;
+    int status = buf_printf(
+        out, "Received: from %.*s ([%s])\r\n\tby %s (heave) with %s id %s%s%s%s;\r\n\t%s\r\n",
+        SPAN_FMT(safe_helo(submission->helo)), submission->peer_address, hostname, submission->with,
+        pending->id, tls != NULL ? "\r\n\t(" : "", tls != NULL ? tls : "", tls != NULL ? ")" : "",
+        date);
+    if (status == ERR_OK && !pending->facts.has_from && submission->reverse_path.len > 0) {
+        status = buf_printf(out, "From: <%.*s>\r\n", SPAN_FMT(submission->reverse_path));
+    }
+    if (status == ERR_OK && !pending->facts.has_date) {
+        status = buf_printf(out, "Date: %s\r\n", date);
+    }
+    if (status == ERR_OK && pending->facts.message_id.len == 0) {
+        (void)snprintf(pending->made_message_id, sizeof pending->made_message_id, "<%s@%.255s>",
+                       pending->id, hostname);
+        pending->facts.message_id = span_of(pending->made_message_id);
+        status = buf_printf(out, "Message-ID: %s\r\n", pending->made_message_id);
+    }
+    return status;
+}
+
+static int write_message(struct pending *pending, struct span header, struct span rest,
+                         struct buf *out)
+{
+    static const char *const private_names[] = {"Bcc", "Resent-Bcc", "X-Heave-*"};
+    int status = write_added_fields(pending, out);
+    if (status != ERR_OK) {
+        return status;
+    }
+    if (pending->facts.has_private) {
+        status = fields_copy_without(header, private_names, 3, out);
+    } else {
+        status = buf_append(out, header);
+    }
+    if (status == ERR_OK && rest.len == 0) {
+        rest = SPAN_LIT("\r\n"); /* a header without the empty line that ends it */
+    }
+    return status == ERR_OK ? buf_append(out, rest) : status;
+}
+
+/* Decisions. */
+
+static bool lane_known(const struct intake_conf *conf, struct span lane, size_t *out_index)
+{
+    for (size_t i = 0; i < conf->lane_count; i++) {
+        if (span_eq(span_of(conf->lane_names[i]), lane)) {
+            *out_index = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The lane: asked for by the API, else by the header where the client may, else the client's. */
+static const char *decide_lane(struct pending *pending, int64_t now_ms)
+{
+    struct submission *submission = pending->submission;
+    const struct intake_conf *conf = pending->intake->conf;
+    bool may_choose = submission->client->conf->may_choose_lane;
+    struct span lane = client_lane(submission->client);
+    if (submission->lane.len > 0) {
+        if (!may_choose && !span_eq(submission->lane, lane)) {
+            return "This client may not choose its lane.";
+        }
+        lane = submission->lane;
+    } else if (may_choose && pending->facts.lane.len > 0) {
+        lane = pending->facts.lane;
+    }
+    size_t index = 0;
+    if (!lane_known(conf, lane, &index)) {
+        return "There is no lane of that name.";
+    }
+    pending->lane = span_of(conf->lane_names[index]);
+    int64_t expires_in = submission->expires_in_ms > 0 ? submission->expires_in_ms
+                                                       : conf->lane_expires_ms[index];
+    int64_t from_ms = submission->send_at_ms > now_ms ? submission->send_at_ms : now_ms;
+    pending->expires_ms = from_ms + expires_in;
+    return NULL;
+}
+
+static const char *decide_schedule(struct pending *pending)
+{
+    struct submission *submission = pending->submission;
+    if (submission->send_at_ms == 0 && pending->facts.send_at.len > 0) {
+        if (clock_parse_rfc3339(pending->facts.send_at, &submission->send_at_ms) != ERR_OK) {
+            return "X-Heave-Send-At is not an RFC 3339 time.";
+        }
+    }
+    if (submission->idempotency_key.len == 0) {
+        submission->idempotency_key = pending->facts.idempotency_key;
+    }
+    if (submission->idempotency_key.len > IDEMPOTENCY_KEY_MAX) {
+        return "The idempotency key is longer than 255 bytes.";
+    }
+    return NULL;
+}
+
+static bool sender_allowed(const struct pending *pending)
+{
+    const struct policy_client *client = pending->submission->client;
+    if (!policy_sender_allowed(client, pending->submission->reverse_path)) {
+        return false;
+    }
+    return pending->facts.from.len == 0 || policy_sender_allowed(client, pending->facts.from);
+}
+
+/* Checks everything that can be said without recipients. Fills the refusal and returns false when
+ * it is one. */
+static bool check_message(struct pending *pending)
+{
+    const struct intake_conf *conf = pending->intake->conf;
+    if (pending->submission->message.len > conf->max_message_bytes) {
+        refuse(pending, INTAKE_TOO_LARGE, "The message is larger than this gateway accepts.");
+        return false;
+    }
+    if (pending->facts.received > conf->max_received) {
+        refuse(pending, INTAKE_BAD_MESSAGE, "The message has passed too many hops: a mail loop.");
+        return false;
+    }
+    if (!sender_allowed(pending)) {
+        refuse(pending, INTAKE_SENDER_DENIED, "This client may not send as that sender.");
+        return false;
+    }
+    const char *reason = decide_schedule(pending);
+    reason = reason != NULL ? reason : decide_lane(pending, clock_wall_ms());
+    if (reason != NULL) {
+        refuse(pending, INTAKE_BAD_MESSAGE, reason);
+        return false;
+    }
+    return true;
+}
+
+/* Recipients the client may not reach go to `rejected`, the others are packed to the front of a new
+ * array. */
+static int sift_recipients(struct pending *pending, struct span **out_kept, size_t *out_count,
+                           struct intake_rejected **out_rejected)
+{
+    struct submission *submission = pending->submission;
+    size_t room = submission->recipient_count + 1;
+    struct span *kept = arena_alloc(&submission->arena, room * sizeof *kept);
+    struct intake_rejected *rejected = arena_alloc(&submission->arena, room * sizeof *rejected);
+    if (kept == NULL || rejected == NULL) {
+        return ERR_NOMEM;
+    }
+    size_t count = 0;
+    for (size_t i = 0; i < submission->recipient_count; i++) {
+        struct span address = submission->recipients[i];
+        const char *reason = recipient_objection(pending->intake->conf, submission->client, address,
+                                                 submission->smtputf8);
+        if (reason == NULL) {
+            kept[count++] = address;
+        } else {
+            rejected[pending->result.rejected_count++] = (struct intake_rejected){
+                .address = address, .reason = reason};
+        }
+    }
+    *out_kept = kept;
+    *out_count = count;
+    *out_rejected = rejected;
+    return ERR_OK;
+}
+
+static int plan_recipients(struct pending *pending, struct route_plan *out_plan)
+{
+    struct submission *submission = pending->submission;
+    struct span *kept = NULL;
+    size_t count = 0;
+    struct intake_rejected *rejected = NULL;
+    int status = sift_recipients(pending, &kept, &count, &rejected);
+    if (status != ERR_OK) {
+        return status;
+    }
+    struct route_request request = {
+        .lane = pending->lane,
+        .client = span_of(submission->client->conf->name),
+        .sender = submission->reverse_path,
+        .message_bytes = submission->message.len,
+        .recipients = kept,
+        .recipient_count = count,
+    };
+    status = route_plan(pending->intake->conf->route, &request, &submission->arena, out_plan);
+    if (status != ERR_OK) {
+        return status;
+    }
+    for (size_t i = 0; i < out_plan->refused_count; i++) {
+        rejected[pending->result.rejected_count++] = (struct intake_rejected){
+            .address = out_plan->refused[i].address, .reason = out_plan->refused[i].reason};
+    }
+    pending->result.rejected = rejected;
+    pending->result.accepted = out_plan->recipient_count;
+    pending->result.batches = out_plan->batch_count;
+    return ERR_OK;
+}
+
+/* Turns the plan into the queue's batches. */
+static struct batch *make_batches(struct pending *pending, const struct route_plan *plan)
+{
+    struct arena *arena = &pending->submission->arena;
+    const struct route_conf *route = pending->intake->conf->route;
+    struct batch *batches = arena_alloc(arena, plan->batch_count * sizeof *batches);
+    struct recipient *recipients = arena_alloc(arena, plan->recipient_count * sizeof *recipients);
+    if (batches == NULL || recipients == NULL) {
+        return NULL;
+    }
+    for (size_t b = 0; b < plan->batch_count; b++) {
+        const struct route_batch *cut = &plan->batches[b];
+        batches[b] = (struct batch){
+            .number = (uint32_t)b,
+            .lane = pending->lane,
+            .backend = span_of(route->backends[cut->backend].name),
+            .recipients = recipients,
+            .recipient_count = cut->recipient_count,
+        };
+        for (size_t r = 0; r < cut->recipient_count; r++) {
+            recipients[r] = (struct recipient){.address = cut->recipients[r]};
+        }
+        recipients += cut->recipient_count;
+    }
+    return batches;
+}
+
+static void on_enqueued(void *ctx, int status, const struct queue_enqueued *enqueued)
+{
+    struct pending *pending = ctx;
+    struct intake_result *result = &pending->result;
+    if (status == ERR_OK && enqueued->replayed) {
+        result->verdict = INTAKE_REPLAYED;
+        result->id = enqueued->id;
+        result->answer = enqueued->answer;
+    } else if (status == ERR_OK) {
+        result->verdict = INTAKE_ACCEPTED;
+        result->id = span_of(pending->id);
+    } else if (status == ERR_FULL) {
+        result->verdict = INTAKE_FULL;
+        result->detail = "The queue is full; try again later.";
+    } else if (status == ERR_CONFLICT) {
+        result->verdict = INTAKE_CONFLICT;
+        result->detail = "The idempotency key was used before with other content.";
+    } else {
+        result->verdict = INTAKE_UNAVAILABLE;
+        result->detail = "The queue cannot be reached; try again later.";
+    }
+    finish(pending);
+}
+
+static struct span content_fingerprint(const struct submission *submission, char *room)
+{
+    unsigned char digest[32];
+    tls_sha256(submission->message, digest);
+    codec_hex(digest, sizeof digest, room);
+    return span_make(room, sizeof digest * 2);
+}
+
+static uint32_t message_flags(const struct submission *submission, struct span stored)
+{
+    uint32_t flags = codec_has_8bit(stored) ? MESSAGE_8BIT : 0;
+    return submission->smtputf8 ? flags | MESSAGE_SMTPUTF8 : flags;
+}
+
+static int enqueue(struct pending *pending, struct batch *batches, size_t batch_count,
+                   struct span stored)
+{
+    struct submission *submission = pending->submission;
+    struct message message = {
+        .id = span_of(pending->id),
+        .client = span_of(submission->client->conf->name),
+        .lane = pending->lane,
+        .reverse_path = submission->reverse_path,
+        .header_from = pending->facts.from,
+        .message_id = pending->facts.message_id,
+        .subject = pending->facts.subject,
+        .accepted_ms = clock_wall_ms(),
+        .expires_ms = pending->expires_ms,
+        .flags = message_flags(submission, stored),
+        .body = stored,
+        .batches = batches,
+        .batch_count = batch_count,
+    };
+    char hex[65];
+    pending->result.id = message.id;
+    struct queue_idempotency idempotency = {0};
+    if (submission->idempotency_key.len > 0) {
+        bool given = submission->idempotency_fingerprint.len > 0;
+        idempotency = (struct queue_idempotency){
+            .scope = message.client,
+            .key = submission->idempotency_key,
+            .fingerprint = given ? submission->idempotency_fingerprint
+                                 : content_fingerprint(submission, hex),
+            .answer = submission->make_answer != NULL
+                          ? submission->make_answer(submission, &pending->result)
+                          : (struct span){0},
+        };
+    }
+    int64_t send_at = submission->send_at_ms > message.accepted_ms ? submission->send_at_ms : 0;
+    return queue_enqueue(pending->intake->queue, &message, send_at, &idempotency, on_enqueued,
+                         pending);
+}
+
+/* Completes the header, and hands everything to the queue, which copies it before it returns. */
+static void store(struct pending *pending, const struct route_plan *plan)
+{
+    struct intake *intake = pending->intake;
+    struct batch *batches = make_batches(pending, plan);
+    if (batches == NULL) {
+        refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");
+        return;
+    }
+    struct span header;
+    struct span rest;
+    fields_split(pending->submission->message, &header, &rest);
+    queue_message_id(intake->queue, pending->id);
+    buf_reset(&intake->scratch);
+    int status = write_message(pending, header, rest, &intake->scratch);
+    if (status == ERR_OK) {
+        status = enqueue(pending, batches, plan->batch_count, buf_span(&intake->scratch));
+    }
+    if (intake->scratch.cap > SCRATCH_KEEP_BYTES) {
+        buf_release(&intake->scratch);
+    }
+    if (status != ERR_OK) {
+        refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
+    }
+}
+
+static bool acceptable(struct pending *pending, const struct route_plan *plan)
+{
+    const struct intake_result *result = &pending->result;
+    if (plan->batch_count == 0) {
+        const char *reason = result->rejected_count > 0 ? result->rejected[0].reason
+                                                        : "The message has no recipient.";
+        refuse(pending, INTAKE_NO_RECIPIENT, reason);
+        return false;
+    }
+    if (result->rejected_count > 0 && !pending->submission->partial_ok) {
+        refuse(pending, INTAKE_NO_RECIPIENT, result->rejected[0].reason);
+        return false;
+    }
+    return true;
+}
+
+void intake_submit(struct intake *intake, struct submission *submission)
+{
+    struct pending *pending = mem_zero(sizeof *pending);
+    pending->intake = intake;
+    pending->submission = submission;
+    pending->begun_us = clock_mono_us();
+    submission->intake_private = pending;
+    intake->pending++;
+    struct span header;
+    struct span rest;
+    fields_split(submission->message, &header, &rest);
+    read_header(header, &submission->arena, &pending->facts);
+    if (!check_message(pending)) {
+        return;
+    }
+    struct route_plan plan;
+    if (plan_recipients(pending, &plan) != ERR_OK) {
+        refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");
+        return;
+    }
+    if (acceptable(pending, &plan)) {
+        store(pending, &plan);
+    }
+}
