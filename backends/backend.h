@@ -62,7 +62,8 @@ struct answer {
 struct delivery {
     struct span message_id;    /* heave's id of the message */
     uint32_t batch_number;
-    uint32_t epoch;            /* how often this batch was claimed before an outcome was known to be negative */
+    uint32_t epoch;            /* tries known to have failed (batch.epoch): the same after a lost answer, one more after
+                                * a definite refusal; part of the ACS Operation-Id */
     bool maybe_sent;           /* an earlier try may have been accepted: ask first where the service can be asked */
     struct span reverse_path;  /* empty: null reverse-path */
     const struct span *recipients;
@@ -192,6 +193,8 @@ struct backend_defaults {
     uint64_t message_bytes;
     uint32_t concurrency;
     bool internal_only;    /* HVE: external recipients are refused by the service */
+    bool asks_when_unknown; /* ACS: a delivery with maybe_sent asks the service first, so it never doubles and the lane's
+                             * on_unknown is not consulted */
 };
 /* NULL when there is no such type. */
 const struct backend_defaults *backend_defaults(const char *type);

@@ -64,12 +64,18 @@ struct recipient {
     int64_t at_ms;          /* wall time of the last change of state */
 };
 
+enum batch_flag {
+    BATCH_MAYBE_SENT = 1u << 0, /* the last try may have been accepted: its answer was lost */
+};
+
 struct batch {
     uint32_t number;     /* 0, 1, ... within the message */
     struct span lane;    /* "alert", "normal", "bulk" or a configured name */
     struct span backend; /* name in the configuration */
     struct span account; /* which account or mailbox took it; empty before */
     uint32_t attempts;   /* deliveries tried and answered with neither success nor throttling */
+    uint32_t epoch;      /* tries known to have failed: names the next one (ACS Operation-Id). Encoded */
+    uint32_t flags;      /* enum batch_flag. Encoded */
     struct recipient *recipients;
     size_t recipient_count;
     /* Filled by the queue when it reads a batch, not part of the encoded record: */

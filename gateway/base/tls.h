@@ -3,8 +3,8 @@
  * Must not know: sockets; base/stream drives the records. Thread: a context is immutable and
  * reference-counted once made; any thread may take references (design: TLS contexts are snapshots).
  *
- * It stands in base, not in gateway/, because accepted connections, the Redis connection and the SMTP
- * client all need it and the arrows between the rooms forbid the other places. */
+ * It stands in base, not in gateway/, because accepted connections, the Redis connection and the
+ * SMTP client all need it and the arrows between the rooms forbid the other places. */
 #ifndef HEAVE_BASE_TLS_H
 #define HEAVE_BASE_TLS_H
 
@@ -30,7 +30,7 @@ struct tls_server_conf {
 };
 
 struct tls_client_conf {
-    const char *ca_file; /* NULL: the system's roots */
+    const char *ca_file;   /* NULL: the system's roots */
     const char *cert_file; /* client certificate, or NULL */
     const char *key_file;
     enum tls_version min_version;
@@ -46,6 +46,9 @@ MUST_USE int tls_client_new(const struct tls_client_conf *conf, struct tls_conte
 struct tls_context *tls_context_ref(struct tls_context *context);
 void tls_context_unref(struct tls_context **context);
 
+/* SHA-256 of `in` (fingerprints, cache keys). */
+void tls_sha256(struct span in, unsigned char out[32]);
+
 /* The engine of one connection, for base/stream alone: bytes from the wire in, plain bytes out, and
  * the other way round. Made by tls_engine_new; `host` (client side) is checked against the peer's
  * certificate and sent as SNI (not for address literals). */
@@ -54,10 +57,11 @@ MUST_USE int tls_engine_new(struct tls_context *context, const char *host, struc
 void tls_engine_free(struct tls_engine **engine);
 /* Feeds wire bytes. Errors: ERR_NOMEM. */
 MUST_USE int tls_engine_feed(struct tls_engine *engine, struct span wire);
-/* Advances the handshake. STEP_DONE, STEP_WAIT, or ERR_PROTO / ERR_DENIED (certificate) with a sentence. */
+/* Advances the handshake. STEP_DONE, STEP_WAIT, or ERR_PROTO / ERR_DENIED (certificate) with a
+ * sentence. */
 MUST_USE int tls_engine_handshake(struct tls_engine *engine, struct err *err);
-/* Reads plain bytes: the count (> 0), 0 when none are there, ERR_CLOSED after the peer's close_notify,
- * ERR_PROTO. */
+/* Reads plain bytes: the count (> 0), 0 when none are there, ERR_CLOSED after the peer's
+ * close_notify, ERR_PROTO. */
 MUST_USE int tls_engine_read(struct tls_engine *engine, char *room, size_t room_bytes);
 /* Encrypts all of `plain`. Errors: ERR_PROTO, ERR_NOMEM. */
 MUST_USE int tls_engine_write(struct tls_engine *engine, struct span plain);
