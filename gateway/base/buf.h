@@ -106,7 +106,7 @@ void buf_commit(struct buf *b, size_t written);
 MUST_USE int buf_append(struct buf *b, struct span s);
 MUST_USE int buf_append_byte(struct buf *b, char byte);
 MUST_USE int buf_printf(struct buf *b, const char *format, ...) PRINTF_LIKE(2, 3);
-MUST_USE int buf_vprintf(struct buf *b, const char *format, va_list args);
+MUST_USE int buf_vprintf(struct buf *b, const char *format, va_list args) PRINTF_LIKE(2, 0);
 /* Drops the first `count` readable bytes; count <= buf_len(b). */
 void buf_consume(struct buf *b, size_t count);
 /* Shortens the readable bytes to `len` from the front. */

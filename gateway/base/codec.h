@@ -10,8 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Standard alphabet with padding (RFC 4648 4). `line` > 0: CR LF after every `line` output characters
- * and at the end (RFC 2045 6.8 wants 76). Errors: ERR_LIMIT, ERR_NOMEM (the buf). */
+/* Standard alphabet with padding (RFC 4648 4). `line` > 0: CR LF after every `line` output
+ * characters and at the end (RFC 2045 6.8 wants 76). Errors: ERR_LIMIT, ERR_NOMEM (the buf). */
 MUST_USE int codec_base64_encode(struct span in, size_t line, struct buf *out);
 /* Strict unless `lenient`: then white space is skipped and padding may be missing.
  * Errors: ERR_INVAL, ERR_LIMIT, ERR_NOMEM. */
@@ -28,6 +28,8 @@ MUST_USE int codec_percent_decode(struct span in, bool plus_is_space, struct buf
 MUST_USE int codec_percent_encode(struct span in, struct buf *out);
 /* Whether all bytes are well-formed UTF-8 (RFC 3629: no surrogates, no overlong forms). */
 bool codec_utf8_valid(struct span in);
+/* Length (1..4) of the well-formed UTF-8 character `in` starts with; 0 when it starts with none. */
+size_t codec_utf8_step(struct span in);
 /* Whether any byte is above 127. */
 bool codec_has_8bit(struct span in);
 
@@ -35,8 +37,8 @@ bool codec_has_8bit(struct span in);
 void codec_random(void *out, size_t len);
 
 #define CODEC_ULID_LEN 26
-/* A ULID: 48 bits of wall milliseconds and 80 random bits as 26 Crockford base32 characters, so that
- * identifiers sort by time. `out` is NUL-terminated. */
+/* A ULID: 48 bits of wall milliseconds and 80 random bits as 26 Crockford base32 characters, so
+ * that identifiers sort by time. `out` is NUL-terminated. */
 void codec_ulid(int64_t wall_ms, char out[CODEC_ULID_LEN + 1]);
 
 /* FNV-1a 64, for hash tables of our own data; not for anything a peer could attack. */

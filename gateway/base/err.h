@@ -59,16 +59,17 @@ struct err {
  * so that a failing function can end in `return err_set(err, ERR_X, "...")`. */
 int err_set(struct err *err, int code, const char *format, ...) PRINTF_LIKE(3, 4);
 
-/* The name of a code, such as "ERR_TIMEOUT"; "ERR_UNKNOWN" for a value that is none. Static text. */
+/* The name of a code, such as "ERR_TIMEOUT"; "ERR_UNKNOWN" for a value that is none. Static text.
+ */
 const char *err_name(int code);
 
 /* Aborts with file, line and condition: for what only our own bug can break. Stays on in release
  * builds. The condition must have no side effects. */
-#define ASSERT(condition)                                                                          \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            err_abort(__FILE__, __LINE__, #condition);                                             \
-        }                                                                                          \
+#define ASSERT(condition)                              \
+    do {                                               \
+        if (!(condition)) {                            \
+            err_abort(__FILE__, __LINE__, #condition); \
+        }                                              \
     } while (0)
 
 /* Marks a place no correct program reaches. */

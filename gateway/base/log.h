@@ -1,9 +1,9 @@
 /* Structured log: one line per event, on standard error.
  *
  * Must not know: what the events mean. Thread: any; a line is written with one write(2) and never
- * interleaves. Peer text is escaped and cut to 400 bytes. Two forms: `text` (time level event key=value ...)
- * and `json` (one object a line). Bodies, secrets and full addresses must not be passed in; see
- * log_address(). */
+ * interleaves. Peer text is escaped and cut to 400 bytes. Two forms: `text` (time level event
+ * key=value ...) and `json` (one object a line). Bodies, secrets and full addresses must not be
+ * passed in; see log_address(). */
 #ifndef HEAVE_BASE_LOG_H
 #define HEAVE_BASE_LOG_H
 
@@ -35,26 +35,26 @@ struct log_field {
     int64_t number;
 };
 
-#define LOG_SPAN(name, value)                                                                      \
-    (struct log_field)                                                                             \
-    {                                                                                              \
-        .key = (name), .type = LOG_FIELD_SPAN, .text = (value)                                     \
+#define LOG_SPAN(name, value)                                  \
+    (struct log_field)                                         \
+    {                                                          \
+        .key = (name), .type = LOG_FIELD_SPAN, .text = (value) \
     }
 #define LOG_TEXT(name, value) LOG_SPAN(name, span_of(value))
-#define LOG_INT(name, value)                                                                       \
-    (struct log_field)                                                                             \
-    {                                                                                              \
-        .key = (name), .type = LOG_FIELD_INT, .number = (int64_t)(value)                           \
+#define LOG_INT(name, value)                                             \
+    (struct log_field)                                                   \
+    {                                                                    \
+        .key = (name), .type = LOG_FIELD_INT, .number = (int64_t)(value) \
     }
 
 /* Writes one line when `level` is at or above the configured one. Empty text fields are left out.
  * Example: log_event(LOG_INFO, "smtp.session", LOG_TEXT("id", id), LOG_INT("messages", n)); */
-#define log_event(level, event, ...)                                                               \
+#define log_event(level, event, ...) \
     log_write(level, event, (const struct log_field[]){__VA_ARGS__, {.type = LOG_FIELD_END}})
 void log_write(enum log_level level, const char *event, const struct log_field *fields);
 
-/* Process-wide; atomics, so it may be called again at reload. Defaults: info, text, short addresses.
- * `full_addresses`: whether log_address() keeps the local part. */
+/* Process-wide; atomics, so it may be called again at reload. Defaults: info, text, short
+ * addresses. `full_addresses`: whether log_address() keeps the local part. */
 void log_configure(enum log_level level, enum log_form form, bool full_addresses);
 bool log_wants(enum log_level level);
 

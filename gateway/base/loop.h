@@ -1,7 +1,7 @@
 /* One event loop per thread: a libuv loop with an inbox, cheap timers and end-of-turn tasks.
  *
- * Must not know: sockets, protocols. Thread: a loop and all its timers and tasks belong to the thread
- * that runs it; only loop_post() and loop_stop() may be called from others.
+ * Must not know: sockets, protocols. Thread: a loop and all its timers and tasks belong to the
+ * thread that runs it; only loop_post() and loop_stop() may be called from others.
  *
  * A turn: poll events and timers run first, then every task deferred in this turn, the queue class
  * before the write class. So replies and Redis commands produced by a burst of input leave in one
@@ -50,7 +50,8 @@ struct loop_timer {
     int64_t due_ms;
     void (*fn)(void *ctx);
     void *ctx;
-    size_t slot; /* place in the heap */
+    size_t slot;    /* place in the heap */
+    uint64_t order; /* of starting, so that timers due together run in that order */
 };
 /* Starts or restarts: fn(ctx) once, `delay_ms` (>= 0) from now. */
 void loop_timer_start(struct loop *loop, struct loop_timer *timer, int64_t delay_ms,
@@ -79,5 +80,24 @@ void loop_defer(struct loop *loop, struct loop_task *task, enum loop_task_class 
                 void (*fn)(void *ctx), void *ctx);
 /* Takes the task back; does nothing on an idle one. */
 void loop_task_cancel(struct loop_task *task);
+
+/* ---- For gateway/base alone ---- */
+
+/* Something with open handles that must be ended before the loop can be freed: loop_free() calls
+ * `evict` of each guest, which must close its handles and call loop_guest_leave() when they are
+ * closed. Lives inside its owner; zero-initialised means no guest. */
+struct loop_guest {
+    struct loop_guest *next;
+    struct loop_guest *prev;
+    void (*evict)(struct loop_guest *guest);
+};
+void loop_guest_join(struct loop *loop, struct loop_guest *guest,
+                     void (*evict)(struct loop_guest *guest));
+void loop_guest_leave(struct loop_guest *guest);
+
+/* The read buffer all streams of the loop share: its bytes are good until control returns to the
+ * loop, so that idle streams need none of their own. */
+#define LOOP_ROOM_BYTES ((size_t)65536)
+char *loop_room(struct loop *loop);
 
 #endif

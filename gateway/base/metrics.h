@@ -1,8 +1,8 @@
 /* Counters, gauges and histograms with labels, and their Prometheus text form.
  *
- * Must not know: which metrics there are; the table comes from the caller. Thread: metrics_get() takes
- * the registry's mutex, so look a series up once and keep the handle; the update functions are
- * relaxed atomics and may be called from any thread; handles live as long as the registry. */
+ * Must not know: which metrics there are; the table comes from the caller. Thread: metrics_get()
+ * takes the registry's mutex, so look a series up once and keep the handle; the update functions
+ * are relaxed atomics and may be called from any thread; handles live as long as the registry. */
 #ifndef HEAVE_BASE_METRICS_H
 #define HEAVE_BASE_METRICS_H
 
@@ -26,9 +26,9 @@ struct metric_def {
     const char *name;
     enum metric_kind kind;
     const char *help;
-    const char *labels[METRIC_LABELS_MAX];      /* NULL after the last */
-    const double *buckets;                      /* histograms: upper bounds, ascending */
-    size_t bucket_count;                        /* at most METRIC_BUCKETS_MAX; +Inf is added */
+    const char *labels[METRIC_LABELS_MAX]; /* NULL after the last */
+    const double *buckets;                 /* histograms: upper bounds, ascending */
+    size_t bucket_count;                   /* at most METRIC_BUCKETS_MAX; +Inf is added */
 };
 
 struct metrics;
@@ -39,8 +39,8 @@ struct metrics *metrics_new(const struct metric_def *defs, size_t count);
 void metrics_free(struct metrics **metrics);
 
 /* The series of row `row` with these label values (as many as the row has labels; copied). Creates
- * it at 0 when new. Never NULL: past 10,000 series of one row, the series whose label values are all
- * "other" is returned. Any thread. */
+ * it at 0 when new. Never NULL: past 10,000 series of one row, the series whose label values are
+ * all "other" is returned. Any thread. */
 struct metric *metrics_get(struct metrics *metrics, size_t row, const char *const *label_values);
 
 /* Any thread. */

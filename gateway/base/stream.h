@@ -1,20 +1,21 @@
 /* One byte stream: TCP or Unix socket, plain or TLS, accepted or connected, with deadlines and
  * back-pressure. Deep on purpose: users see bytes, never sockets, records or handles.
  *
- * Must not know: any protocol. Thread: the loop's. Used by listeners (accepted), the Redis connection
- * and the SMTP client (connected).
+ * Must not know: any protocol. Thread: the loop's. Used by listeners (accepted), the Redis
+ * connection and the SMTP client (connected).
  *
  * States: CONNECTING -> (TLS ->) OPEN -> CLOSING -> closed. stream_connect starts in CONNECTING,
- * stream_accept in OPEN (or TLS); on_open makes it OPEN; stream_close / stream_abort / an error / end of file
- * make it CLOSING; on_close is the last callback.
+ * stream_accept in OPEN (or TLS); on_open makes it OPEN; stream_close / stream_abort / an error /
+ * end of file make it CLOSING; on_close is the last callback.
  *
- * Reading: on_data gets all bytes not yet consumed. What it does not consume is kept and shown again
- * with the next bytes; when everything is consumed the stream holds no read buffer. When
+ * Reading: on_data gets all bytes not yet consumed. What it does not consume is kept and shown
+ * again with the next bytes; when everything is consumed the stream holds no read buffer. When
  * `max_unread_bytes` are kept and none is consumed, the stream stops reading until stream_resume.
  *
  * Writing: bytes are copied, collected, and leave in one system call at the end of the loop's turn
- * (LOOP_TASK_WRITE); what the socket does not take is kept. Above `high_water_bytes` pending the user
- * should stop producing until on_drain; the hard limit is `max_pending_bytes` (stream_write then fails). */
+ * (LOOP_TASK_WRITE); what the socket does not take is kept. Above `high_water_bytes` pending the
+ * user should stop producing until on_drain; the hard limit is `max_pending_bytes` (stream_write
+ * then fails). */
 #ifndef HEAVE_BASE_STREAM_H
 #define HEAVE_BASE_STREAM_H
 
@@ -40,18 +41,19 @@ struct stream_ops {
     /* Pending output fell below a quarter of high water after having been above high water. May be
      * NULL. */
     void (*on_drain)(void *ctx);
-    /* The deadline set with stream_deadline() passed. The stream stays open: answer and close, or set
-     * a new one. NULL: the stream is closed with ERR_TIMEOUT. */
+    /* The deadline set with stream_deadline() passed. The stream stays open: answer and close, or
+     * set a new one. NULL: the stream is closed with ERR_TIMEOUT. */
     void (*on_deadline)(void *ctx);
     /* The end, exactly once. 0: closed by us; ERR_CLOSED: end of file from the peer; ERR_TIMEOUT,
-     * ERR_IO, ERR_PROTO (TLS), ERR_DENIED (the peer's certificate). `why` is a sentence for logs. */
+     * ERR_IO, ERR_PROTO (TLS), ERR_DENIED (the peer's certificate). `why` is a sentence for logs.
+     */
     void (*on_close)(void *ctx, int status, const char *why);
 };
 
 struct stream_limits {
-    size_t max_unread_bytes;   /* 0: 64 KiB */
-    size_t high_water_bytes;   /* 0: 256 KiB */
-    size_t max_pending_bytes;  /* 0: 64 MiB */
+    size_t max_unread_bytes;  /* 0: 64 KiB */
+    size_t high_water_bytes;  /* 0: 256 KiB */
+    size_t max_pending_bytes; /* 0: 64 MiB */
 };
 
 /* Takes an accepted socket (the uv_stream_t of a listening handle that has a connection waiting).
@@ -62,10 +64,10 @@ MUST_USE int stream_accept(struct loop *loop, uv_stream_t *listener, struct tls_
                            const struct stream_limits *limits, struct stream **out);
 
 struct stream_target {
-    const char *host;         /* name, address, or absolute path of a Unix socket when port is 0 */
+    const char *host; /* name, address, or absolute path of a Unix socket when port is 0 */
     uint16_t port;
-    struct tls_context *tls;  /* TLS from the first byte; NULL: plain */
-    const char *tls_host;     /* name to verify; NULL: host */
+    struct tls_context *tls;    /* TLS from the first byte; NULL: plain */
+    const char *tls_host;       /* name to verify; NULL: host */
     int64_t connect_timeout_ms; /* name look-up, every address in turn, and TLS together; 0: 30 s */
 };
 /* Starts connecting; the outcome is on_open or on_close. Everything in `target` is copied (tls: a
@@ -82,13 +84,14 @@ MUST_USE int stream_write(struct stream *stream, struct span bytes);
 size_t stream_pending_bytes(const struct stream *stream);
 bool stream_above_high_water(const struct stream *stream);
 
-/* Stops on_data; bytes stay in the kernel. stream_resume shows kept bytes again, later in this turn. */
+/* Stops on_data; bytes stay in the kernel. stream_resume shows kept bytes again, later in this
+ * turn. */
 void stream_pause(struct stream *stream);
 void stream_resume(struct stream *stream);
 
-/* Switches an OPEN plain stream to TLS after flushing what is pending; unread plain bytes are thrown
- * away (RFC 3207 4.2; CVE-2011-0411). on_open follows. `host`: see tls_engine_new; NULL for a server.
- * Errors: ERR_NOMEM. */
+/* Switches an OPEN plain stream to TLS after flushing what is pending; unread plain bytes are
+ * thrown away (RFC 3207 4.2; CVE-2011-0411). on_open follows. `host`: see tls_engine_new; NULL for
+ * a server. Errors: ERR_NOMEM. */
 MUST_USE int stream_start_tls(struct stream *stream, struct tls_context *tls, const char *host);
 
 /* One deadline, replaced by each call; 0 takes it away. */
