@@ -110,5 +110,6 @@ bool stream_is_tls(const struct stream *stream);
 const char *stream_tls_version(const struct stream *stream);
 const char *stream_tls_cipher(const struct stream *stream);
 const char *stream_alpn(const struct stream *stream);
+const char *stream_tls_peer_subject(const struct stream *stream);
 
 #endif

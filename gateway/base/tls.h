@@ -25,7 +25,7 @@ struct tls_server_conf {
     const char *cert_file; /* PEM chain, leaf first */
     const char *key_file;  /* PEM */
     enum tls_version min_version;
-    const char *client_ca_file; /* NULL: client certificates are not asked for */
+    const char *client_ca_file; /* clients must show a certificate of it; NULL: none is asked for */
     bool offer_h2;              /* ALPN h2 and http/1.1; otherwise http/1.1 or none */
 };
 
@@ -53,6 +53,7 @@ void tls_sha256(struct span in, unsigned char out[32]);
  * the other way round. Made by tls_engine_new; `host` (client side) is checked against the peer's
  * certificate and sent as SNI (not for address literals). */
 struct tls_engine;
+/* Errors: ERR_INVAL (no name a certificate could carry), ERR_NOMEM. */
 MUST_USE int tls_engine_new(struct tls_context *context, const char *host, struct tls_engine **out);
 void tls_engine_free(struct tls_engine **engine);
 /* Feeds wire bytes. Errors: ERR_NOMEM. */
@@ -73,5 +74,8 @@ MUST_USE int tls_engine_drain(struct tls_engine *engine, struct buf *out);
 const char *tls_engine_version(const struct tls_engine *engine);
 const char *tls_engine_cipher(const struct tls_engine *engine);
 const char *tls_engine_alpn(const struct tls_engine *engine);
+/* Server side: the subject of the client's verified certificate in RFC 2253 form; "" without one.
+ */
+const char *tls_engine_peer_subject(const struct tls_engine *engine);
 
 #endif
