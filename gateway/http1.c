@@ -12,12 +12,14 @@
  * - `exchange` is NULL in HEAD before the first byte and in LINGER; http1_reply() frees it, so
  * after any call of a handler only `h` may be used.
  *
- *      HEAD --head complete--> BODY --last byte--> WAIT --http_reply--> HEAD | DONE
- *        |                      |                    |
- *        +----- refusal --------+---- too large -----+--> LINGER --> DONE */
+ *      HEAD --head complete--> BODY (--last chunk--> TRAILER) --complete--> WAIT --http_reply-->
+ * HEAD | DONE |                      |                                            |
+ *        +----- refusal --------+----------- too large ----------------------+--> LINGER --> DONE
+ */
 enum http1_state {
     HTTP1_HEAD,
     HTTP1_BODY,
+    HTTP1_TRAILER, /* behind the last chunk: lines again, until the empty one */
     HTTP1_WAIT,
     HTTP1_LINGER,
     HTTP1_DONE,
@@ -44,6 +46,7 @@ struct http1 {
     struct http_exchange *exchange;
     size_t head_bytes;
     size_t head_lines;
+    size_t trailer_bytes;
     uint64_t framing_bytes;
     uint64_t linger_bytes;
     uint64_t content_length;
@@ -170,6 +173,18 @@ static int http1_on_body(llhttp_t *parser, const char *at, size_t length)
     return 0;
 }
 
+/* Stops llhttp behind the last chunk's line: trailer lines are checked as head lines are, because
+ * llhttp takes a bare LF for the end of the message there. */
+static int http1_on_chunk_header(llhttp_t *parser)
+{
+    struct http1 *h = parser->data;
+    if (parser->content_length != 0) {
+        return 0;
+    }
+    h->state = HTTP1_TRAILER;
+    return HPE_PAUSED;
+}
+
 /* Stops llhttp behind the message: the next one gets a parser of its own. */
 static int http1_on_message_complete(llhttp_t *parser)
 {
@@ -184,6 +199,7 @@ static const llhttp_settings_t http1_settings = {
     .on_header_field = http1_on_field,
     .on_header_value = http1_on_value,
     .on_headers_complete = http1_on_headers_complete,
+    .on_chunk_header = http1_on_chunk_header,
     .on_body = http1_on_body,
     .on_message_complete = http1_on_message_complete,
 };
@@ -197,6 +213,7 @@ static void http1_reset(struct http1 *h)
     h->state = HTTP1_HEAD;
     h->head_bytes = 0;
     h->head_lines = 0;
+    h->trailer_bytes = 0;
     h->framing_bytes = 0;
     h->content_length = 0;
     h->is_1_1 = false;
@@ -517,7 +534,8 @@ static size_t http1_execute(struct http1 *h, struct span bytes)
     if (code == HPE_OK) {
         return bytes.len;
     }
-    if (code == HPE_PAUSED && h->message_done) {
+    if (code == HPE_PAUSED) {
+        llhttp_resume(&h->parser);
         return (size_t)(llhttp_get_error_pos(&h->parser) - bytes.data);
     }
     if (!h->too_large && !h->body_lost) {
@@ -624,6 +642,49 @@ static int http1_step_body(struct http1 *h, struct span bytes, size_t *out_used)
     return 0;
 }
 
+/* One line behind the last chunk. The memory is only lent: trailers are not kept. */
+static void http1_take_trailer(struct http1 *h, struct span line)
+{
+    if (!http1_line_good(line, true) || line.data[0] == ' ' || line.data[0] == '\t') {
+        http1_fail(h, 400, "A trailer line is malformed.", HTTP1_LINGER);
+        return;
+    }
+    (void)http1_execute(h, line);
+    if (h->refuse_status != 0) {
+        http1_fail(h, h->refuse_status, h->refuse_detail, HTTP1_LINGER);
+    } else if (h->message_done) {
+        http1_request_complete(h);
+    }
+}
+
+static int http1_step_trailer(struct http1 *h, struct span bytes, size_t *out_used)
+{
+    size_t at = span_find(bytes, '\n');
+    bool is_whole = at < bytes.len;
+    struct span piece = span_make(bytes.data, is_whole ? at + 1 : bytes.len);
+    *out_used = piece.len;
+    h->trailer_bytes += piece.len;
+    if (h->trailer_bytes > HTTP_HEAD_BYTES_MAX) {
+        http1_fail(h, 431, "The trailer section is too long.", HTTP1_LINGER);
+        return 0;
+    }
+    if (is_whole && buf_len(&h->line) == 0) {
+        http1_take_trailer(h, piece);
+        return 0;
+    }
+    int rc = buf_append(&h->line, piece);
+    if (rc != 0 || !is_whole) {
+        return rc;
+    }
+    /* The line outlives what the handler does to this machine: the buffer may be released under it.
+     */
+    struct buf line = h->line;
+    buf_init(&h->line, HTTP_HEAD_BYTES_MAX + 2);
+    http1_take_trailer(h, buf_span(&line));
+    buf_release(&line);
+    return 0;
+}
+
 static int http1_step_linger(struct http1 *h, struct span bytes, size_t *out_used)
 {
     *out_used = bytes.len;
@@ -647,6 +708,8 @@ static int http1_feed(struct http_machine *machine, struct span bytes, size_t *o
             rc = http1_step_head(h, rest, &taken);
         } else if (h->state == HTTP1_BODY) {
             rc = http1_step_body(h, rest, &taken);
+        } else if (h->state == HTTP1_TRAILER) {
+            rc = http1_step_trailer(h, rest, &taken);
         } else {
             rc = http1_step_linger(h, rest, &taken);
         }
@@ -675,6 +738,7 @@ static enum http_phase http1_phase(const struct http_machine *machine)
     case HTTP1_HEAD:
         return h->head_lines > 0 || buf_len(&h->line) > 0 ? HTTP_PHASE_HEAD : HTTP_PHASE_IDLE;
     case HTTP1_BODY:
+    case HTTP1_TRAILER:
         return HTTP_PHASE_BODY;
     case HTTP1_WAIT:
         return HTTP_PHASE_WAIT;
