@@ -23,6 +23,8 @@
 /* Streams a peer may have reset (or made us reset) beyond those answered: CVE-2023-44487,
  * CVE-2025-8671. */
 #define HTTP2_RESETS_MAX 200
+/* What is read and dropped of a request that was answered before its end. */
+#define HTTP2_LINGER_BYTES_MAX (64u * 1024u * 1024u)
 #define HTTP2_ANSWER_MAX_BYTES (64u * 1024u * 1024u)
 
 struct http2_exchange {
@@ -32,8 +34,9 @@ struct http2_exchange {
     int32_t stream_id;
     int refuse_status; /* the head is refused by ourselves */
     bool head_done;
-    bool complete;     /* END_STREAM was received */
-    bool dropping;     /* too large: further body bytes are thrown away */
+    bool complete; /* END_STREAM was received */
+    bool dropping; /* too large: further body bytes are thrown away */
+    size_t dropped;
     struct buf answer; /* body of the answer, consumed as it leaves */
 };
 
@@ -409,14 +412,30 @@ static int http2_no_room(struct http2 *h, struct http2_exchange *exchange)
                                      NGHTTP2_REFUSED_STREAM);
 }
 
+/* The answer is given and the peer still sends. RFC 9113 8.1 lets us reset the stream at once, but
+ * clients (curl 7.88) then lose the answer: a while longer the bytes are taken and dropped. */
+static int http2_drop_data(struct http2 *h, struct http2_exchange *exchange, size_t len)
+{
+    size_t before = exchange->dropped;
+    exchange->dropped += len;
+    if (before > HTTP2_LINGER_BYTES_MAX || exchange->dropped <= HTTP2_LINGER_BYTES_MAX) {
+        return 0;
+    }
+    return nghttp2_submit_rst_stream(h->session, NGHTTP2_FLAG_NONE, exchange->stream_id,
+                                     NGHTTP2_NO_ERROR);
+}
+
 static int http2_on_data(nghttp2_session *session, uint8_t flags, int32_t stream_id,
                          const uint8_t *data, size_t len, void *user)
 {
     (void)flags;
     struct http2 *h = user;
     struct http2_exchange *exchange = nghttp2_session_get_stream_user_data(session, stream_id);
-    if (exchange == NULL || exchange->dropping || exchange->base.replied) {
+    if (exchange == NULL) {
         return 0;
+    }
+    if (exchange->dropping || exchange->base.replied) {
+        return http2_drop_data(h, exchange, len) == 0 ? 0 : NGHTTP2_ERR_CALLBACK_FAILURE;
     }
     struct buf *body = &exchange->base.request.body;
     if (len > exchange->base.body_limit - buf_len(body)) {
@@ -438,22 +457,6 @@ static int http2_on_frame_send(nghttp2_session *session, const nghttp2_frame *fr
         if (http2_reset_flood(h)) {
             return nghttp2_session_terminate_session(session, NGHTTP2_ENHANCE_YOUR_CALM);
         }
-        return 0;
-    }
-    bool ends = (frame->hd.type == NGHTTP2_HEADERS || frame->hd.type == NGHTTP2_DATA) &&
-                (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) != 0;
-    if (!ends) {
-        return 0;
-    }
-    struct http2_exchange *exchange = nghttp2_session_get_stream_user_data(session,
-                                                                           frame->hd.stream_id);
-    if (exchange == NULL) {
-        return 0;
-    }
-    if (!exchange->complete) {
-        /* RFC 9113 8.1: the answer is whole, the rest of the request is not wanted. */
-        return nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id,
-                                         NGHTTP2_NO_ERROR);
     }
     return 0;
 }
