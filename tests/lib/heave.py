@@ -92,6 +92,7 @@ class Simulator:
     def __init__(self, folder, *flags):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.bodies = flags[flags.index("--keep-bodies") + 1] if "--keep-bodies" in flags else None
         with contextlib.suppress(FileNotFoundError):
             (self.folder / "sim.json").unlink()
         self.process = Process(
@@ -121,6 +122,17 @@ class Simulator:
     def clear_faults(self):
         status, _, body = http("DELETE", f"{self.control}/fault")
         assert status // 100 == 2, body
+
+    def body(self, delivery):
+        """The bytes the service took in that transaction (needs --keep-bodies)."""
+        pattern = f"{delivery['service']}-{delivery['transaction']}.*"
+        return next(pathlib.Path(self.bodies).glob(pattern)).read_bytes()
+
+    def wait_delivery(self, recipient, seconds=30):
+        """The delivery of this recipient, as soon as there is one."""
+        def found():
+            return next((d for d in self.deliveries() if d["recipient"].lower() == recipient.lower()), None)
+        return wait_until(found, seconds, f"a delivery to {recipient}")
 
     def reset(self):
         status, _, body = http("POST", f"{self.control}/reset", b"")
@@ -312,3 +324,61 @@ def mime_message(sender, to, subject="Report", text="Hello", extra=""):
 
 def b64(data):
     return base64.b64encode(data).decode()
+
+
+def sample_message(sender, to, mark):
+    """A message as people send them: UTF-8 subject, text and HTML, an inline image, an attachment. CR LF bytes."""
+    from email.message import EmailMessage
+    from email.policy import SMTP
+
+    message = EmailMessage(policy=SMTP.clone(cte_type="8bit"))
+    message["From"] = f"Müller & Söhne <{sender}>"
+    message["To"] = ", ".join(to)
+    message["Subject"] = f"Grüße aus Zürich ✓ {mark}"
+    message["X-Mark"] = mark
+    message["Message-ID"] = f"<{mark}@test.contoso.test>"
+    message.set_content("Grüße!\n.\n..dots\nFrom the shell\n" + "x" * 300 + "\n", cte="quoted-printable")
+    message.add_alternative('<p>Grüße <img src="cid:logo@contoso.test"></p>\n', subtype="html", cte="base64")
+    image = bytes(range(256)) * 3
+    message.get_payload()[1].add_related(image, "image", "png", cid="<logo@contoso.test>", filename="logo.png",
+                                         disposition="inline")
+    message.add_attachment(bytes(reversed(range(256))) * 40, "application", "pdf", filename="Übersicht März.pdf")
+    return bytes(message)
+
+
+def split_message(raw):
+    """Header fields as a list of (lower-case name, bytes with folds) and the body bytes."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    fields = []
+    for line in head.split(b"\r\n"):
+        if line[:1] in (b" ", b"\t") and fields:
+            fields[-1] = (fields[-1][0], fields[-1][1] + b"\r\n" + line)
+        else:
+            fields.append((line.split(b":")[0].lower().decode(), line))
+    return fields, body
+
+
+def parts_of(raw):
+    """What a reader sees: subject, texts, and (name, type, content id, bytes) of everything else."""
+    from email import message_from_bytes
+    from email.policy import default
+
+    message = message_from_bytes(raw, policy=default)
+    texts, files = {}, []
+    for part in message.walk():
+        if part.is_multipart():
+            continue
+        content = part.get_payload(decode=True)
+        if part.get_content_maintype() == "text" and part.get_filename() is None:
+            texts[part.get_content_subtype()] = content.decode().replace("\r\n", "\n")
+        else:
+            files.append((part.get_filename(), part.get_content_type(), (part["Content-ID"] or "").strip("<>"), content))
+    return message["Subject"], texts, sorted(files, key=lambda f: f[0])
+
+
+def seconds_of(at):
+    """A time of the simulator's ledger (RFC 3339 or milliseconds) as seconds."""
+    if isinstance(at, (int, float)):
+        return at / 1000
+    from datetime import datetime
+    return datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp()
