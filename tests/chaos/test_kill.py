@@ -22,7 +22,7 @@ class Load(threading.Thread):
     def __init__(self, gateway, numbers, pause):
         super().__init__(daemon=True)
         self.gateway, self.numbers, self.pause = gateway, list(numbers), pause
-        self.accepted, self.unknown, self.error = set(), set(), None
+        self.accepted, self.tries, self.error = set(), 0, None
 
     def run(self):
         client = None
@@ -42,20 +42,20 @@ class Load(threading.Thread):
             self.error = error
 
     def submit(self, client, number):
+        """One try; a try whose answer was lost is repeated under another Message-ID, so it is no double of the gateway."""
         to = f"m{number}@contoso.test"
         if client.mail(SENDER)[0] != 250 or client.rcpt(to)[0] != 250:
             client.rset()
             time.sleep(0.05)
             return False
-        self.unknown.add(number)
-        code, _ = client.data(heave.mime_message(SENDER, to, f"chaos {number}", extra=f"Message-ID: <c{number}@t>\r\n"))
+        self.tries += 1
+        code, _ = client.data(heave.mime_message(SENDER, to, f"chaos {number}",
+                                                 extra=f"Message-ID: <c{number}.{self.tries}@test>\r\n"))
         if code // 100 == 5:
             raise AssertionError(f"a {code} for trouble of our own")
         if code != 250:
-            self.unknown.discard(number)
             time.sleep(0.05)
             return False
-        self.unknown.discard(number)
         self.accepted.add(number)
         time.sleep(self.pause)
         return True
@@ -101,11 +101,8 @@ def test_twenty_thousand_messages_and_thirteen_kills(tmp_path):
     delivered = [d["recipient"] for d in sim.deliveries()]
     lost = {f"m{n}@contoso.test" for n in accepted} - set(delivered)
     doubles = sim.summary()["hve"]["duplicates"]
-    # A message whose 250 was lost with the connection was submitted again by this test: its own double, not the gateway's.
-    resubmitted = len(delivered) - len(set(delivered)) - doubles
-    print(f"accepted {len(accepted)}, lost {len(lost)}, doubles {doubles}, STARTED at kills {started_at_kills}, "
-          f"resubmitted {resubmitted}")
+    print(f"accepted {len(accepted)}, lost {len(lost)}, doubles {doubles}, STARTED at kills {started_at_kills}")
     assert not lost
-    assert doubles <= started_at_kills + SENDERS * GATEWAY_KILLS
+    assert doubles <= started_at_kills
     assert gateway.stop() == 0
     sim.stop()
