@@ -169,11 +169,12 @@ static void wake_arm(struct loop *loop, int64_t least_ms)
 static void on_wake(uv_timer_t *handle)
 {
     struct loop *loop = handle->data;
-    loop->wake_due_ms = INT64_MAX;
     int64_t now_ms = (int64_t)uv_now(loop->uv);
     uint64_t last = loop->timer_order;
-    /* A timer started from here on waits for the next turn even with delay 0: libuv runs timers
-     * until none is due, and one that restarts itself would keep all else waiting. */
+    /* A timer started from here on waits for the next turn even with delay 0, and is not armed
+     * before the end: libuv runs its timers until none is due, and one of ours that restarts itself
+     * would keep all else waiting. */
+    loop->wake_due_ms = INT64_MIN;
     while (loop->heap_count > 0 && loop->heap[0]->due_ms <= now_ms && !loop->ending) {
         struct loop_timer *timer = loop->heap[0];
         if (timer->order > last) {
@@ -182,6 +183,7 @@ static void on_wake(uv_timer_t *handle)
         loop_timer_stop(timer);
         timer->fn(timer->ctx);
     }
+    loop->wake_due_ms = INT64_MAX;
     wake_arm(loop, 1);
 }
 
