@@ -120,6 +120,12 @@ bool http_request_query(struct http_request *request, const char *name, struct s
     return false;
 }
 
+void http_request_take_body(struct http_request *request, struct buf *out)
+{
+    *out = request->body;
+    buf_init(&request->body, out->max);
+}
+
 void http_reply(struct http_request *request, int status, const struct http_header *headers,
                 size_t header_count, struct span body)
 {
@@ -147,6 +153,7 @@ void http_exchange_init(struct http_exchange *exchange, struct http_machine *mac
         .machine = machine,
         .request = {.version = version,
                     .is_tls = host->is_tls,
+                    .tls_version = host->tls_version != NULL ? host->tls_version : "",
                     .peer = host->peer,
                     .peer_address = host->peer_address,
                     .exchange = exchange},

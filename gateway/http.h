@@ -42,6 +42,7 @@ struct http_request {
     struct buf body; /* complete in on_request */
     int version;     /* 1 or 2 */
     bool is_tls;
+    const char *tls_version;        /* "TLSv1.3"; "" on a plain connection */
     const char *peer;               /* "192.0.2.1:4711" */
     const char *peer_address;       /* "192.0.2.1" */
     struct arena arena;             /* for the user's own use too; max 1 MiB beyond the head */
@@ -59,6 +60,10 @@ bool http_request_query(struct http_request *request, const char *name, struct s
  * (false is returned then). */
 bool http_query_next(struct http_request *request, struct span *rest, struct span *out_name,
                      struct span *out_value, bool *out_bad);
+
+/* Takes the complete body, for work that outlives the request; `out` is overwritten and the
+ * caller's to release. */
+void http_request_take_body(struct http_request *request, struct buf *out);
 
 /* The user's side. Both may answer at once with http_reply(). */
 struct http_handler {

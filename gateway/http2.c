@@ -34,9 +34,10 @@ struct http2_exchange {
     int32_t stream_id;
     int refuse_status; /* the head is refused by ourselves */
     bool head_done;
-    bool complete; /* END_STREAM was received */
-    bool dropping; /* too large: further body bytes are thrown away */
-    size_t dropped;
+    bool complete;     /* END_STREAM was received */
+    bool dropping;     /* too large: further body bytes are thrown away */
+    size_t dropped;    /* body bytes after the answer */
+    size_t counted;    /* its part of body_total; the handler may have taken the body itself */
     struct buf answer; /* body of the answer, consumed as it leaves */
 };
 
@@ -82,9 +83,9 @@ static struct http2_exchange *http2_exchange_new(struct http2 *h, int32_t stream
 /* The body is not needed any more: answered, refused or gone. */
 static void http2_drop_body(struct http2 *h, struct http2_exchange *exchange)
 {
-    struct buf *body = &exchange->base.request.body;
-    h->body_total -= buf_len(body);
-    buf_release(body);
+    h->body_total -= exchange->counted;
+    exchange->counted = 0;
+    buf_release(&exchange->base.request.body);
 }
 
 static void http2_exchange_free(struct http2 *h, struct http2_exchange *exchange)
@@ -447,6 +448,7 @@ static int http2_on_data(nghttp2_session *session, uint8_t flags, int32_t stream
         return http2_no_room(h, exchange) == 0 ? 0 : NGHTTP2_ERR_CALLBACK_FAILURE;
     }
     h->body_total += len;
+    exchange->counted += len;
     return 0;
 }
 

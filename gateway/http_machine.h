@@ -34,7 +34,8 @@ struct http_host {
     const char *peer;
     const char *peer_address;
     bool is_tls;
-    size_t max_requests; /* HTTP/2 streams in flight; above 0 */
+    const char *tls_version; /* NULL or "" when plain */
+    size_t max_requests;     /* HTTP/2 streams in flight; above 0 */
     /* Output may be waiting, or the phase has changed. Called from inside http_reply() and feed. */
     void (*on_output)(void *ctx);
     /* http_abort() was called: the connection must go without another byte. */

@@ -231,6 +231,7 @@ static void session_on_open(void *ctx)
     (void)snprintf(s->peer, sizeof(s->peer), "%s", stream_peer(s->stream));
     (void)snprintf(s->peer_address, sizeof(s->peer_address), "%s", stream_peer_address(s->stream));
     s->host.is_tls = stream_is_tls(s->stream);
+    s->host.tls_version = stream_tls_version(s->stream);
     if (s->server != NULL && s->server->draining) {
         session_end(s, "drain", false);
     }
