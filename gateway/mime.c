@@ -1,15 +1,11 @@
 #include "gateway/mime.h"
 
 #include "gateway/base/codec.h"
+#include "gateway/mime_scan.h"
 
 #include <errno.h>
 #include <gmime/gmime.h>
 #include <pthread.h>
-
-/* GMime allocates about 1.3 KiB per part and compares every line that begins with "--" with every
- * boundary that is open, while it reads, and cannot be stopped. So message_affordable() counts both
- * before it may start; what it lets through costs at most some MiB and some hundred milliseconds.
- */
 
 static pthread_once_t gmime_once = PTHREAD_ONCE_INIT;
 
@@ -18,153 +14,16 @@ static void gmime_prepare(void)
     g_mime_init();
 }
 
-/* ---- What reading will cost ---- */
-
-#define BOUNDARY_SLOTS 4096u
-#define BOUNDARIES_MAX 1024u
-#define DELIMITERS_MAX ((size_t)4 * MIME_PARTS_MAX)
-#define DASH_LINES_UNSURE_MAX ((size_t)10000)
-#define COMPARISONS_MAX ((size_t)20000000)
-
-struct boundary_scan {
-    uint64_t slots[BOUNDARY_SLOTS]; /* open addressing by hash; 0: free */
-    size_t count;
-    bool unsure; /* a boundary is written in a way this scan does not decode */
-    size_t dash_lines;
-    size_t delimiters;
-};
-
-static uint64_t boundary_hash(struct span boundary)
-{
-    uint64_t hash = codec_fnv1a(boundary);
-    return hash != 0 ? hash : 1;
-}
-
-static bool boundary_known(const struct boundary_scan *scan, struct span boundary)
-{
-    uint64_t hash = boundary_hash(boundary);
-    size_t slot = hash % BOUNDARY_SLOTS;
-    while (scan->slots[slot] != 0) {
-        if (scan->slots[slot] == hash) {
-            return true;
-        }
-        slot = (slot + 1) % BOUNDARY_SLOTS;
-    }
-    return false;
-}
-
-static void boundary_add(struct boundary_scan *scan, struct span boundary)
-{
-    if (boundary_known(scan, boundary)) {
-        return;
-    }
-    scan->count++;
-    if (scan->count > BOUNDARIES_MAX) {
-        return; /* refused by the count */
-    }
-    uint64_t hash = boundary_hash(boundary);
-    size_t slot = hash % BOUNDARY_SLOTS;
-    while (scan->slots[slot] != 0) {
-        slot = (slot + 1) % BOUNDARY_SLOTS;
-    }
-    scan->slots[slot] = hash;
-}
-
-static bool is_space(char c)
-{
-    return c == ' ' || c == '\t' || c == '\r' || c == '\n';
-}
-
-/* `s` follows the word "boundary". */
-static void boundary_read(struct boundary_scan *scan, struct span s)
-{
-    size_t at = 0;
-    while (at < s.len && is_space(s.data[at])) {
-        at++;
-    }
-    if (at < s.len && (s.data[at] == '*' || s.data[at] == '(')) {
-        scan->unsure = true;
-        scan->count++;
-        return;
-    }
-    if (at == s.len || s.data[at] != '=') {
-        return;
-    }
-    at++;
-    while (at < s.len && is_space(s.data[at])) {
-        at++;
-    }
-    bool quoted = at < s.len && s.data[at] == '"';
-    at += quoted ? 1 : 0;
-    size_t start = at;
-    while (at < s.len && s.data[at] != '\r' && s.data[at] != '\n' && s.data[at] != '\\' &&
-           (quoted ? s.data[at] != '"' : !is_space(s.data[at]) && s.data[at] != ';')) {
-        at++;
-    }
-    struct span value = span_trim(span_make(s.data + start, at - start));
-    bool plain = quoted ? at < s.len && s.data[at] == '"' : at == s.len || s.data[at] != '\\';
-    if (!plain || span_search(value, SPAN_LIT("=?")) < value.len ||
-        span_find(value, '(') < value.len) {
-        scan->unsure = true;
-        scan->count++;
-    }
-    boundary_add(scan, value);
-}
-
-static void boundaries_collect(struct boundary_scan *scan, struct span message)
-{
-    static const char word[] = "boundary";
-    const size_t len = sizeof(word) - 1;
-    for (size_t i = 0; i + len < message.len; i++) {
-        if ((message.data[i] | 0x20) == 'b' &&
-            span_ieq(span_make(message.data + i, len), span_make(word, len))) {
-            i += len;
-            boundary_read(scan, span_make(message.data + i, message.len - i));
-        }
-    }
-}
-
-static void delimiters_count(struct boundary_scan *scan, struct span message)
-{
-    while (message.len > 0) {
-        struct span line = span_cut(&message, '\n');
-        if (line.len < 2 || line.data[0] != '-' || line.data[1] != '-') {
-            continue;
-        }
-        scan->dash_lines++;
-        line = span_trim(span_make(line.data + 2, line.len - 2));
-        if (boundary_known(scan, line) ||
-            (span_ends(line, SPAN_LIT("--")) &&
-             boundary_known(scan, span_make(line.data, line.len - 2)))) {
-            scan->delimiters++;
-        }
-    }
-}
-
-static int message_affordable(struct span message, struct err *err)
-{
-    struct boundary_scan *scan = mem_zero(sizeof(*scan));
-    boundaries_collect(scan, message);
-    delimiters_count(scan, message);
-    bool ok = scan->count <= BOUNDARIES_MAX && scan->delimiters <= DELIMITERS_MAX &&
-              (!scan->unsure || scan->dash_lines <= DASH_LINES_UNSURE_MAX) &&
-              scan->dash_lines * (scan->count + 1) <= COMPARISONS_MAX;
-    mem_free(scan);
-    if (!ok) {
-        return err_set(err, ERR_LIMIT,
-                       "The message has more MIME parts than can be taken apart (%d).",
-                       MIME_PARTS_MAX);
-    }
-    return 0;
-}
-
 /* ---- Bytes and text into the arena ---- */
 
 struct reader {
+    GMimeParserOptions *options;
     struct arena *arena;
     struct mail_view *view;
     struct err *err;
     size_t parts;
+    struct mail_address *from; /* all of the From field; the view has the first */
+    size_t from_count;
 };
 
 static int no_room(struct reader *r)
@@ -343,30 +202,6 @@ static int read_address_list(struct reader *r, InternetAddressList *list, unsign
     return 0;
 }
 
-static int read_addresses(struct reader *r, GMimeMessage *message)
-{
-    struct mail_view *view = r->view;
-    struct mail_address *from = NULL;
-    size_t from_count = 0;
-    int status = read_address_list(r, g_mime_message_get_from(message), 0, &from, &from_count);
-    if (status == 0 && from_count > 0) {
-        view->from = from[0];
-    }
-    if (status == 0) {
-        status = read_address_list(r, g_mime_message_get_to(message), 0, &view->to,
-                                   &view->to_count);
-    }
-    if (status == 0) {
-        status = read_address_list(r, g_mime_message_get_cc(message), 0, &view->cc,
-                                   &view->cc_count);
-    }
-    if (status == 0) {
-        status = read_address_list(r, g_mime_message_get_reply_to(message), 0, &view->reply_to,
-                                   &view->reply_to_count);
-    }
-    return status;
-}
-
 bool mime_field_reserved(struct span name)
 {
     static const char *const names[] = {
@@ -405,9 +240,81 @@ bool mime_field_reserved(struct span name)
     return false;
 }
 
-static int read_headers(struct reader *r, GMimeMessage *message)
+/* A field's value unfolded and with its encoded words repaired, undecoded. NULL without memory. */
+static const char *raw_value(GMimeHeader *field, struct buf *out)
+{
+    const char *raw = g_mime_header_get_raw_value(field);
+    struct span value = span_of(raw != NULL ? raw : "");
+    buf_init(out, 4 * value.len + 16);
+    return mime_words_repair(value, out) == 0 ? buf_text(out) : NULL;
+}
+
+static int read_text_value(struct reader *r, const char *raw, struct span *out)
+{
+    char *unfolded = g_mime_utils_header_unfold(raw);
+    char *decoded = g_mime_utils_header_decode_text(r->options, unfolded);
+    int status = keep_header_text(r, decoded, out);
+    g_free(decoded);
+    g_free(unfolded);
+    return status;
+}
+
+static int read_address_field(struct reader *r, const char *raw, struct mail_address **addresses,
+                              size_t *count)
+{
+    InternetAddressList *list = internet_address_list_parse(r->options, raw);
+    int status = read_address_list(r, list, 0, addresses, count);
+    if (list != NULL) {
+        g_object_unref(list);
+    }
+    return status;
+}
+
+static int read_other_field(struct reader *r, struct span name, const char *raw)
 {
     struct mail_view *view = r->view;
+    struct mail_header *array = array_grow(r->arena, view->headers, view->header_count,
+                                           sizeof(*array));
+    if (array == NULL) {
+        return no_room(r);
+    }
+    view->headers = array;
+    struct mail_header *out = &array[view->header_count];
+    int status = keep_utf8(r, name, true, &out->name);
+    if (status == 0) {
+        status = read_text_value(r, raw, &out->value);
+    }
+    view->header_count += status == 0 ? 1 : 0;
+    return status;
+}
+
+/* Of fields that may stand once only the first counts; address lists are joined. */
+static int read_field(struct reader *r, struct span name, const char *raw)
+{
+    struct mail_view *view = r->view;
+    if (span_ieq(name, SPAN_LIT("Subject")) && view->subject.len == 0) {
+        return read_text_value(r, raw, &view->subject);
+    }
+    if (span_ieq(name, SPAN_LIT("Message-ID")) && view->message_id.len == 0) {
+        return keep_header_text(r, raw, &view->message_id);
+    }
+    if (span_ieq(name, SPAN_LIT("From"))) {
+        return read_address_field(r, raw, &r->from, &r->from_count);
+    }
+    if (span_ieq(name, SPAN_LIT("To"))) {
+        return read_address_field(r, raw, &view->to, &view->to_count);
+    }
+    if (span_ieq(name, SPAN_LIT("Cc"))) {
+        return read_address_field(r, raw, &view->cc, &view->cc_count);
+    }
+    if (span_ieq(name, SPAN_LIT("Reply-To"))) {
+        return read_address_field(r, raw, &view->reply_to, &view->reply_to_count);
+    }
+    return mime_field_reserved(name) ? 0 : read_other_field(r, name, raw);
+}
+
+static int read_headers(struct reader *r, GMimeMessage *message)
+{
     GMimeHeaderList *list = g_mime_object_get_header_list(GMIME_OBJECT(message));
     int count = g_mime_header_list_get_count(list);
     if (count > MIME_HEADERS_MAX) {
@@ -417,24 +324,19 @@ static int read_headers(struct reader *r, GMimeMessage *message)
     for (int i = 0; i < count; i++) {
         GMimeHeader *field = g_mime_header_list_get_header_at(list, i);
         const char *name = g_mime_header_get_name(field);
-        if (name == NULL || mime_field_reserved(span_of(name))) {
-            continue;
+        struct buf value;
+        const char *raw = raw_value(field, &value);
+        int status = raw == NULL ? no_room(r) : 0;
+        if (status == 0 && name != NULL) {
+            status = read_field(r, span_of(name), raw);
         }
-        struct mail_header *array = array_grow(r->arena, view->headers, view->header_count,
-                                               sizeof(*array));
-        if (array == NULL) {
-            return no_room(r);
-        }
-        view->headers = array;
-        struct mail_header *out = &array[view->header_count];
-        int status = keep_header_text(r, name, &out->name);
-        if (status == 0) {
-            status = keep_header_text(r, g_mime_header_get_value(field), &out->value);
-        }
+        buf_release(&value);
         if (status != 0) {
             return status;
         }
-        view->header_count++;
+    }
+    if (r->from_count > 0) {
+        r->view->from = r->from[0];
     }
     return 0;
 }
@@ -459,8 +361,9 @@ static GByteArray *part_content(GMimeObject *part)
             g_mime_data_wrapper_write_to_stream(content, stream);
         }
     }
-    GByteArray *bytes = g_byte_array_ref(
-        g_mime_stream_mem_get_byte_array(GMIME_STREAM_MEM(stream)));
+    /* An owning stream would empty the array when it goes. */
+    GByteArray *bytes = g_mime_stream_mem_get_byte_array(GMIME_STREAM_MEM(stream));
+    g_mime_stream_mem_set_owner(GMIME_STREAM_MEM(stream), FALSE);
     g_object_unref(stream);
     return bytes;
 }
@@ -523,13 +426,36 @@ static int make_name(struct reader *r, struct span type, struct span *out)
     return keep(r, span_make(name, (size_t)len), out);
 }
 
-static const char *part_file_name(GMimeObject *part)
+/* What GMime found is right unless its value is in encoded words, which it may cut (mime_scan.h).
+ */
+static int keep_file_name(struct reader *r, GMimeObject *part, struct span *out)
 {
-    if (GMIME_IS_PART(part)) {
-        return g_mime_part_get_filename(GMIME_PART(part));
+    GMimeHeaderList *list = g_mime_object_get_header_list(part);
+    GMimeHeader *field = g_mime_header_list_get_header(list, "Content-Disposition");
+    struct buf value;
+    const char *raw = field != NULL ? raw_value(field, &value) : NULL;
+    int status = 0;
+    if (raw != NULL) {
+        GMimeContentDisposition *parsed = g_mime_content_disposition_parse(r->options, raw);
+        status = keep_header_text(r, g_mime_content_disposition_get_parameter(parsed, "filename"),
+                                  out);
+        g_object_unref(parsed);
     }
-    const char *name = g_mime_object_get_content_disposition_parameter(part, "filename");
-    return name != NULL ? name : g_mime_object_get_content_type_parameter(part, "name");
+    if (field != NULL) {
+        buf_release(&value);
+    }
+    field = g_mime_header_list_get_header(list, "Content-Type");
+    if (status != 0 || out->len > 0 || field == NULL) {
+        return status;
+    }
+    raw = raw_value(field, &value);
+    if (raw != NULL) {
+        GMimeContentType *parsed = g_mime_content_type_parse(r->options, raw);
+        status = keep_header_text(r, g_mime_content_type_get_parameter(parsed, "name"), out);
+        g_object_unref(parsed);
+    }
+    buf_release(&value);
+    return status;
 }
 
 static int add_attachment(struct reader *r, GMimeObject *part, bool related)
@@ -545,7 +471,7 @@ static int add_attachment(struct reader *r, GMimeObject *part, bool related)
     *out = (struct mail_attachment){.is_inline = false};
     int status = keep_content_type(r, part, &out->content_type);
     if (status == 0) {
-        status = keep_header_text(r, part_file_name(part), &out->name);
+        status = keep_file_name(r, part, &out->name);
     }
     if (status == 0 && out->name.len == 0) {
         status = make_name(r, out->content_type, &out->name);
@@ -659,18 +585,7 @@ static int read_part(struct reader *r, GMimeObject *part, unsigned depth, bool b
 
 static int read_message(struct reader *r, GMimeMessage *message)
 {
-    struct mail_view *view = r->view;
-    int status = keep_header_text(r, g_mime_message_get_subject(message), &view->subject);
-    if (status == 0) {
-        status = keep_header_text(r, g_mime_object_get_header(GMIME_OBJECT(message), "Message-ID"),
-                                  &view->message_id);
-    }
-    if (status == 0) {
-        status = read_addresses(r, message);
-    }
-    if (status == 0) {
-        status = read_headers(r, message);
-    }
+    int status = read_headers(r, message);
     GMimeObject *part = g_mime_message_get_mime_part(message);
     if (status == 0 && part != NULL) {
         status = read_part(r, part, 0, true, false);
@@ -678,36 +593,37 @@ static int read_message(struct reader *r, GMimeMessage *message)
     return status;
 }
 
-static GMimeMessage *parse(struct span bytes)
+static GMimeMessage *parse(struct span bytes, GMimeParserOptions *options)
 {
-    static const char *charsets[] = {"utf-8", "windows-1252", NULL};
-    GMimeParserOptions *options = g_mime_parser_options_new();
-    g_mime_parser_options_set_fallback_charsets(options, charsets);
     GMimeStream *stream = g_mime_stream_mem_new_with_buffer(bytes.data, bytes.len);
     GMimeParser *parser = g_mime_parser_new_with_stream(stream);
     g_mime_parser_set_format(parser, GMIME_FORMAT_MESSAGE);
     GMimeMessage *message = g_mime_parser_construct_message(parser, options);
     g_object_unref(parser);
     g_object_unref(stream);
-    g_mime_parser_options_free(options);
     return message;
 }
 
 int mime_read(struct span message, struct arena *arena, struct mail_view *out, struct err *err)
 {
-    pthread_once(&gmime_once, gmime_prepare);
-    int status = message_affordable(message, err);
+    static const char *charsets[] = {"utf-8", "windows-1252", NULL};
+    int status = mime_affordable(message, err);
     if (status != 0) {
         return status;
     }
-    GMimeMessage *parsed = message.len > 0 ? parse(message) : NULL;
-    if (parsed == NULL) {
-        return err_set(err, ERR_INVAL, "The message has no header that could be read.");
-    }
+    pthread_once(&gmime_once, gmime_prepare);
+    GMimeParserOptions *options = g_mime_parser_options_new();
+    g_mime_parser_options_set_fallback_charsets(options, charsets);
+    GMimeMessage *parsed = message.len > 0 ? parse(message, options) : NULL;
     struct mail_view view = {.has_text = false};
-    struct reader reader = {.arena = arena, .view = &view, .err = err};
-    status = read_message(&reader, parsed);
-    g_object_unref(parsed);
+    struct reader reader = {.options = options, .arena = arena, .view = &view, .err = err};
+    if (parsed == NULL) {
+        status = err_set(err, ERR_INVAL, "The message has no header that could be read.");
+    } else {
+        status = read_message(&reader, parsed);
+        g_object_unref(parsed);
+    }
+    g_mime_parser_options_free(options);
     if (status == 0) {
         *out = view;
     }
