@@ -442,7 +442,6 @@ static void wind_down(struct loop *loop)
         /* A user that opens something new for each thing closed would never let go. */
         ASSERT(round < 1000);
         evict_guests(loop);
-        (void)uv_run(loop->uv, UV_RUN_DEFAULT);
         uv_walk(loop->uv, close_foreign, loop);
         (void)uv_run(loop->uv, UV_RUN_DEFAULT);
         run_tasks(loop);
