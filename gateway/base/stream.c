@@ -185,7 +185,8 @@ static void conclude(struct stream *s)
 static void schedule_flush(struct stream *s)
 {
     if (s->state != CONNECTING && s->state != ENDED && !s->writing) {
-        loop_defer(s->loop, &s->flush, LOOP_TASK_WRITE, flush, s);
+        enum loop_task_class when = s->limits.writes_first ? LOOP_TASK_QUEUE : LOOP_TASK_WRITE;
+        loop_defer(s->loop, &s->flush, when, flush, s);
     }
 }
 

@@ -54,6 +54,7 @@ struct stream_limits {
     size_t max_unread_bytes;  /* 0: 64 KiB */
     size_t high_water_bytes;  /* 0: 256 KiB */
     size_t max_pending_bytes; /* 0: 64 MiB */
+    bool writes_first;        /* output leaves in LOOP_TASK_QUEUE: before that of other streams */
 };
 
 /* Takes an accepted socket (the uv_stream_t of a listening handle that has a connection waiting).
