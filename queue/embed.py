@@ -23,7 +23,7 @@ def main(arguments):
     if len(arguments) < 2:
         raise SystemExit("usage: embed.py OUT_HEADER SCRIPT.lua...")
     out_path, scripts = arguments[0], sorted(arguments[1:], key=os.path.basename)
-    parts = ["/* Made by queue/embed.py from queue/*.lua. */",
+    parts = ["/* Made by queue/embed.py from the Lua scripts beside it. */",
              "#ifndef HEAVE_QUEUE_SCRIPTS_GENERATED_H",
              "#define HEAVE_QUEUE_SCRIPTS_GENERATED_H"]
     seen = set()

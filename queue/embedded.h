@@ -1,9 +1,11 @@
-/* The embedded Redis: one private redis-server child on a Unix socket in data_dir, append-only file on.
+/* The embedded Redis: one private redis-server child on a Unix socket in data_dir, append-only file
+ * on.
  *
- * Must not know: keys or scripts. Thread: the loop's (the main thread's). The child is started, watched, restarted
- * with back-off when it dies, and stopped in good order (SHUTDOWN through SIGTERM). A truncated append-only tail is
- * repaired by Redis itself (aof-load-truncated yes); any other refusal to start is reported with the server's own
- * words. A child left over from a killed gateway is found by its pid file, and taken over. */
+ * Must not know: keys or scripts. Thread: the loop's (the main thread's). The child is started,
+ * watched, restarted with back-off when it dies, and stopped in good order (SHUTDOWN through
+ * SIGTERM). A truncated append-only tail is repaired by Redis itself (aof-load-truncated yes); any
+ * other refusal to start is reported with the server's own words. A child left over from a killed
+ * gateway is found by its pid file, and taken over. */
 #ifndef HEAVE_QUEUE_EMBEDDED_H
 #define HEAVE_QUEUE_EMBEDDED_H
 
@@ -19,7 +21,7 @@ struct embedded_conf {
     const char *data_dir;       /* created with mode 0700 when missing */
     const char *server_program; /* NULL: "redis-server" from PATH */
     enum queue_durability durability;
-    uint64_t max_memory_bytes;  /* 0: no limit given to Redis */
+    uint64_t max_memory_bytes; /* 0: no limit given to Redis */
 };
 
 struct embedded_ops {
@@ -29,13 +31,16 @@ struct embedded_ops {
     void (*on_down)(void *ctx, const char *why);
 };
 
-/* The socket's path for queue_conf.socket_path: data_dir/redis.sock, owned by the caller (mem_free).
- * Paths too long for a Unix socket get a short private directory under /tmp with a stable name; NULL never. */
+/* The socket's path for queue_conf.socket_path: data_dir/redis.sock, owned by the caller
+ * (mem_free). Paths too long for a Unix socket get a short private directory under /tmp with a
+ * stable name; NULL never. */
 char *embedded_socket_path(const char *data_dir);
 
-/* Starts the child. Errors: ERR_IO (directory, program), ERR_BUSY (another gateway owns data_dir), with a sentence. */
-MUST_USE int embedded_start(struct loop *loop, const struct embedded_conf *conf, const struct embedded_ops *ops,
-                            void *ctx, struct embedded **out, struct err *err);
+/* Starts the child. Errors: ERR_IO (directory, program), ERR_BUSY (another gateway owns data_dir),
+ * with a sentence. */
+MUST_USE int embedded_start(struct loop *loop, const struct embedded_conf *conf,
+                            const struct embedded_ops *ops, void *ctx, struct embedded **out,
+                            struct err *err);
 /* Stops the child: SIGTERM, after 10 s SIGKILL; then `on_stopped`, and the object is freed. */
 void embedded_stop(struct embedded *embedded, void (*on_stopped)(void *ctx), void *ctx);
 /* Process id of the child, 0 when none runs. */

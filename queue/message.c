@@ -1,7 +1,7 @@
 /* The stored form of messages and batches; see message.h for the layout.
  *
- * Invariant: a decoder never reads past its input. Every read goes through reader_take(), which is the one
- * place that moves the cursor. */
+ * Invariant: a decoder never reads past its input. Every read goes through reader_take(), which is
+ * the one place that moves the cursor. */
 #include "queue/message.h"
 
 #include "gateway/base/err.h"
@@ -144,6 +144,8 @@ int batch_encode(const struct batch *batch, struct buf *out)
     add_text(out, &status, batch->backend);
     add_text(out, &status, batch->account);
     add_number(out, &status, batch->attempts);
+    add_number(out, &status, batch->epoch);
+    add_number(out, &status, batch->flags);
     add_number(out, &status, batch->recipient_count);
     for (size_t i = 0; i < batch->recipient_count; i++) {
         add_recipient(out, &status, &batch->recipients[i]);
@@ -254,6 +256,8 @@ int batch_decode(struct span stored, struct arena *arena, struct batch *out)
     batch.backend = read_text(&reader);
     batch.account = read_text(&reader);
     batch.attempts = (uint32_t)read_number(&reader, UINT32_MAX);
+    batch.epoch = (uint32_t)read_number(&reader, UINT32_MAX);
+    batch.flags = (uint32_t)read_number(&reader, UINT32_MAX);
     uint64_t count = read_number(&reader, UINT64_MAX);
     if (reader.status != 0) {
         return reader.status;

@@ -1,14 +1,15 @@
 /* Message, batch, recipient: the records of the queue and their stored form. Pure.
  *
- * A message is one accepted submission: envelope, what decisions need, and its body, stored once. A batch is
- * the unit of work: at most 50 recipients of one message that go to one backend in one transaction. Every
- * recipient of a message stands in exactly one batch.
+ * A message is one accepted submission: envelope, what decisions need, and its body, stored once. A
+ * batch is the unit of work: at most 50 recipients of one message that go to one backend in one
+ * transaction. Every recipient of a message stands in exactly one batch.
  *
- * Must not know: Redis, loops, protocols. Thread: any; no state. Spans in decoded records point into the
- * bytes they were decoded from, or into the arena that was given.
+ * Must not know: Redis, loops, protocols. Thread: any; no state. Spans in decoded records point
+ * into the bytes they were decoded from, or into the arena that was given.
  *
- * Stored form: a version byte, then fields as (varint length, bytes) in a fixed order; integers as varints. A
- * reader refuses a version it does not know (ERR_UNSUPPORTED) and anything cut or overlong (ERR_INVAL). */
+ * Stored form: a version byte, then fields as (varint length, bytes) in a fixed order; integers as
+ * varints. A reader refuses a version it does not know (ERR_UNSUPPORTED) and anything cut or
+ * overlong (ERR_INVAL). */
 #ifndef HEAVE_QUEUE_MESSAGE_H
 #define HEAVE_QUEUE_MESSAGE_H
 
@@ -18,14 +19,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Identifiers: 26 characters of a ULID plus "-" and the shard in hex (at most 2): opaque to all but queue. */
+/* Identifiers: 26 characters of a ULID plus "-" and the shard in hex (at most 2): opaque to all but
+ * queue. */
 #define MESSAGE_ID_MAX 31
 
 /* More recipients per batch than any service takes are never made. */
 #define BATCH_RECIPIENTS_MAX 50
 
-/* Where one recipient stands. QUEUED covers READY, CLAIMED, STARTED, HELD and DELAYED of its batch; the others
- * are terminal, except UNKNOWN under a lane that retries. Values are stored: never renumber. */
+/* Where one recipient stands. QUEUED covers READY, CLAIMED, STARTED, HELD and DELAYED of its batch;
+ * the others are terminal, except UNKNOWN under a lane that retries. Values are stored: never
+ * renumber. */
 enum recipient_state {
     RECIPIENT_QUEUED = 0,
     RECIPIENT_DELIVERED = 1,
@@ -74,8 +77,8 @@ struct batch {
     struct span backend; /* name in the configuration */
     struct span account; /* which account or mailbox took it; empty before */
     uint32_t attempts;   /* deliveries tried and answered with neither success nor throttling */
-    uint32_t epoch;      /* tries known to have failed: names the next one (ACS Operation-Id). Encoded */
-    uint32_t flags;      /* enum batch_flag. Encoded */
+    uint32_t epoch; /* tries known to have failed: names the next one (ACS Operation-Id). Encoded */
+    uint32_t flags; /* enum batch_flag. Encoded */
     struct recipient *recipients;
     size_t recipient_count;
     /* Filled by the queue when it reads a batch, not part of the encoded record: */
@@ -84,8 +87,8 @@ struct batch {
 };
 
 struct message {
-    struct span id;           /* given by queue_message_id() */
-    struct span client;       /* name of the client that submitted it */
+    struct span id;     /* given by queue_message_id() */
+    struct span client; /* name of the client that submitted it */
     struct span lane;
     struct span reverse_path; /* RFC 5321 MAIL FROM without <>; empty is the null reverse-path */
     struct span header_from;  /* address of the From field, for status and search */
@@ -106,8 +109,9 @@ MUST_USE int message_encode(const struct message *message, struct buf *out);
  * Errors: ERR_INVAL, ERR_UNSUPPORTED. */
 MUST_USE int message_decode(struct span stored, struct message *out);
 
-/* The same for one batch with its recipients. `arena` holds the recipient array; spans point into `stored`.
- * Errors: as above, and ERR_NOMEM, ERR_LIMIT (more than BATCH_RECIPIENTS_MAX recipients). */
+/* The same for one batch with its recipients. `arena` holds the recipient array; spans point into
+ * `stored`. Errors: as above, and ERR_NOMEM, ERR_LIMIT (more than BATCH_RECIPIENTS_MAX recipients).
+ */
 MUST_USE int batch_encode(const struct batch *batch, struct buf *out);
 MUST_USE int batch_decode(struct span stored, struct arena *arena, struct batch *out);
 

@@ -1,18 +1,20 @@
 /* The durable queue. It owns every Redis key and script.
  *
- * Must not know: SMTP, HTTP, services, routing. It stores what it is given, hands out what is due, and never loses
- * or doubles a batch: see the state drawing in design.md section 3.
+ * Must not know: SMTP, HTTP, services, routing. It stores what it is given, hands out what is due,
+ * and never loses or doubles a batch: see the state drawing in design.md section 3.
  *
- * Thread: a handle belongs to one loop; every call and callback runs there. Each loop has its own handle with its
- * own pipelined Redis connection; Redis is the only thing handles share.
+ * Thread: a handle belongs to one loop; every call and callback runs there. Each loop has its own
+ * handle with its own pipelined Redis connection; Redis is the only thing handles share.
  *
- * Calls and callbacks: a call returns 0 and its callback then runs exactly once, later, never inside the call; or it
- * returns an error and the callback never runs. Arguments are copied or written to the wire before the
- * call returns unless the comment says otherwise. Results lent to a callback are valid until it returns.
+ * Calls and callbacks: a call returns 0 and its callback then runs exactly once, later, never
+ * inside the call; or it returns an error and the callback never runs. Arguments are copied or
+ * written to the wire before the call returns unless the comment says otherwise. Results lent to a
+ * callback are valid until it returns.
  *
- * Statuses passed to callbacks: 0; ERR_UNAVAILABLE (Redis away, loading, read-only, out of memory for writes;
- * the outcome of a write is then unknown only if `ERR_TIMEOUT`); ERR_FULL (admission); ERR_STALE (lease lost); ERR_NOTFOUND;
- * ERR_CONFLICT (idempotency key with other content); ERR_CLOSED (handle closed). */
+ * Statuses passed to callbacks: 0; ERR_UNAVAILABLE (Redis away, loading, read-only, out of memory
+ * for writes; the outcome of a write is then unknown only if `ERR_TIMEOUT`); ERR_FULL (admission);
+ * ERR_STALE (lease lost); ERR_NOTFOUND; ERR_CONFLICT (idempotency key with other content);
+ * ERR_CLOSED (handle closed). */
 #ifndef HEAVE_QUEUE_QUEUE_H
 #define HEAVE_QUEUE_QUEUE_H
 
@@ -36,35 +38,40 @@ struct queue_conf {
     const char *host;
     uint16_t port;
     int database;
-    const char *user;     /* ACL user or NULL */
-    const char *password; /* or NULL */
+    const char *user;        /* ACL user or NULL */
+    const char *password;    /* or NULL */
     struct tls_context *tls; /* rediss:// or NULL */
     enum queue_durability durability;
-    uint32_t shards;       /* 1..32 */
-    int64_t lease_ms;      /* how long a claim lasts without heartbeat */
-    int64_t retention_ms;  /* how long the history of a finished message is kept */
-    uint64_t max_bytes;    /* admission: bytes of waiting bodies and records; 0: no limit */
-    bool managed;          /* the server belongs to us (embedded): settings are not checked, only used */
+    uint32_t shards;      /* 1..32 */
+    int64_t lease_ms;     /* how long a claim lasts without heartbeat */
+    int64_t retention_ms; /* how long the history of a finished message is kept */
+    uint64_t max_bytes;   /* admission: bytes of waiting bodies and records; 0: no limit */
+    bool managed; /* the server belongs to us (embedded): settings are not checked, only used */
 };
 
 struct queue;
 
 /* Changes of the connection, for readiness, logs and metrics. */
 struct queue_ops {
-    /* up: connected, checked, scripts loaded. Otherwise `why` says what is wrong and, when a setting is, the
-     * command that mends it. Called at each change. */
+    /* up: connected, checked, scripts loaded. Otherwise `why` says what is wrong and, when a
+     * setting is, the command that mends it. Called at each change. */
     void (*on_state)(void *ctx, bool up, const char *why);
-    /* Work may be there: somebody enqueued or a sweep made batches due. A hint, coalesced. May be NULL. */
+    /* Work may be there: somebody enqueued or a sweep made batches due. A hint, coalesced. May be
+     * NULL. */
     void (*on_ready_hint)(void *ctx);
-    /* The sweeper found something worth a log line: "lease_ended" (count), "orphan", ... May be NULL. */
+    /* The sweeper found something worth a log line, with how many: "lease_ended",
+     * "lease_ended_started" (of those, the ones whose outcome is unknown), "expired", "removed",
+     * "orphan" (a batch without its record), "unreadable" (a stored record that cannot be decoded;
+     * the batch is held). May be NULL. */
     void (*on_sweep)(void *ctx, const char *what, int64_t count);
 };
 
-/* Starts connecting; keeps trying with back-off until closed. `ops` and `conf` must outlive the handle. */
-struct queue *queue_open(struct loop *loop, const struct queue_conf *conf, const struct queue_ops *ops,
-                         void *ctx);
-/* Gives back this handle's claims that were not started, waits for what is on the wire (at most 5 s), then calls
- * `on_closed` and frees the handle. */
+/* Starts connecting; keeps trying with back-off until closed. `ops` and `conf` must outlive the
+ * handle. */
+struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
+                         const struct queue_ops *ops, void *ctx);
+/* Gives back this handle's claims that were not started, waits for what is on the wire (at most 5
+ * s), then calls `on_closed` and frees the handle. */
 void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx);
 bool queue_is_up(const struct queue *queue);
 
@@ -73,10 +80,11 @@ void queue_message_id(struct queue *queue, char out[MESSAGE_ID_MAX + 1]);
 
 /* An idempotency key with its scope; all empty: none. */
 struct queue_idempotency {
-    struct span scope;       /* the client's name */
-    struct span key;         /* as sent, at most 255 bytes */
-    struct span fingerprint; /* hash of what was submitted: same key, other fingerprint is a conflict */
-    struct span answer;      /* stored and given back on replay */
+    struct span scope; /* the client's name */
+    struct span key;   /* as sent, at most 255 bytes */
+    struct span
+        fingerprint;    /* hash of what was submitted: same key, other fingerprint is a conflict */
+    struct span answer; /* stored and given back on replay */
 };
 
 struct queue_enqueued {
@@ -86,22 +94,31 @@ struct queue_enqueued {
 };
 typedef void (*queue_enqueue_cb)(void *ctx, int status, const struct queue_enqueued *result);
 
-/* Stores message, body and all batches in one atomic step. The callback runs when they are durable at the
- * configured level: only then may the peer be told yes. `send_at_ms` > 0 (wall): the batches start DELAYED.
- * The body and records are copied to the connection's output before return.
- * Errors: ERR_UNAVAILABLE (no connection), ERR_LIMIT (too much waiting to be written), ERR_CLOSED. */
+/* Stores message, body and all batches in one atomic step. Names of lanes and backends must not
+ * contain '|', those and the client's no line feed, and together they have at most 300 bytes
+ * (ERR_INVAL otherwise). The callback runs when they are durable at the configured level: only then
+ * may the peer be told yes. `send_at_ms` > 0 (wall): the batches start DELAYED. The body and
+ * records are copied to the connection's output before return. Errors: ERR_UNAVAILABLE (no
+ * connection), ERR_LIMIT (too much waiting to be written), ERR_INVAL (no batch, a name),
+ * ERR_CLOSED. */
 MUST_USE int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
-                           const struct queue_idempotency *idempotency, queue_enqueue_cb cb, void *ctx);
+                           const struct queue_idempotency *idempotency, queue_enqueue_cb cb,
+                           void *ctx);
 
-/* A claimed batch. Memory belongs to the receiver until queue_lease_free(); settle or release first. */
+/* A claimed batch. Memory belongs to the receiver until queue_lease_free(); settle or release
+ * first. */
 struct queue_lease {
     struct message message; /* all fields, body included; batches is NULL */
     struct batch batch;
-    char token[24];         /* fencing token, text */
-    int64_t lease_end_ms;   /* monotonic loop time, moved by the heartbeat */
-    uint32_t epoch;         /* how often this batch was claimed, this time included */
-    bool was_started;       /* an earlier claim ended in STARTED: its outcome is unknown */
-    struct arena arena;     /* owns everything the spans point to */
+    char token[24];       /* fencing token, text */
+    int64_t lease_end_ms; /* monotonic loop time, moved by the heartbeat */
+    uint32_t epoch;       /* how often this batch was claimed, this time included */
+    bool was_started;     /* an earlier claim ended in STARTED: its outcome is unknown */
+    bool started;         /* queue_start() was called for this claim */
+    uint32_t batch_total; /* batches of the message */
+    uint64_t open_mask;   /* bit i: recipient i was RECIPIENT_QUEUED when claimed (others came to
+                             their end earlier) */
+    struct arena arena;   /* owns everything the spans point to */
     struct queue_lease *next, *prev; /* for the queue's heartbeat list */
 };
 void queue_lease_free(struct queue_lease **lease);
@@ -111,24 +128,26 @@ struct queue_want {
     const char *backend;
     uint32_t max_batches;
 };
-/* `leases`: `count` leases the callback now owns (the array itself is lent). `closed_until_ms` (wall, 0: open)
- * belongs to want i: the backend's gate, see queue_gate_close(). */
+/* `leases`: `count` leases the callback now owns (the array itself is lent). `closed_until_ms`
+ * (wall, 0: open) belongs to want i: the backend's gate, see queue_gate_close(). */
 typedef void (*queue_claim_cb)(void *ctx, int status, struct queue_lease **leases, size_t count,
                                const int64_t *closed_until_ms);
 
-/* Claims ready batches for each want, fair between clients inside a lane, oldest first inside a client; nothing
- * for a want whose gate is closed. The handle extends the leases of all its claims by heartbeat until they are
- * settled or released. Up to 64 wants. Errors: ERR_UNAVAILABLE, ERR_CLOSED. */
+/* Claims ready batches for each want, fair between clients inside a lane, oldest first inside a
+ * client; nothing for a want whose gate is closed, except batches whose message is past expires_ms
+ * (to be settled as expired). The handle extends the leases of all its claims by heartbeat until
+ * they are settled or released. Up to 64 wants. Errors: ERR_UNAVAILABLE, ERR_CLOSED. */
 MUST_USE int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want_count,
                          queue_claim_cb cb, void *ctx);
 
-/* Marks the batch STARTED: call before the first byte after which the service could accept it. The command is
- * on the wire to Redis before bytes written to a stream in the same turn are; the reply is not waited for. When
- * Redis is away: ERR_UNAVAILABLE, and the caller must not send. */
+/* Marks the batch STARTED: call before the first byte after which the service could accept it. The
+ * command is on the wire to Redis before bytes written to a stream in the same turn are; the reply
+ * is not waited for. When Redis is away: ERR_UNAVAILABLE, and the caller must not send. */
 MUST_USE int queue_start(struct queue *queue, struct queue_lease *lease);
 
-/* What becomes of a claimed batch. Recipients whose state in lease->batch is no longer RECIPIENT_QUEUED are
- * finished with that state; the others stay in the batch, which goes where `next` says. */
+/* What becomes of a claimed batch. Recipients whose state in lease->batch is no longer
+ * RECIPIENT_QUEUED are finished with that state; the others stay in the batch, which goes where
+ * `next` says. */
 enum queue_next {
     QUEUE_NEXT_DONE,  /* no recipient is left open (asserted) */
     QUEUE_NEXT_READY, /* at once: throttled, no attempt used */
@@ -142,17 +161,18 @@ struct queue_settlement {
     struct span backend; /* NEXT_READY/DELAY to another backend; empty: stays */
 };
 typedef void (*queue_settle_cb)(void *ctx, int status);
-/* Writes lease->batch (states, replies, attempts, account) and ends the claim, fenced by the token: ERR_STALE when
- * the lease was lost meanwhile (nothing is written). The lease stays the caller's to free, after the call. When
- * Redis is away the settlement waits in memory and is written on return (bounded; then ERR_UNAVAILABLE).
- * Errors: ERR_CLOSED. */
+/* Writes lease->batch (states, replies, attempts, account) and ends the claim, fenced by the token:
+ * ERR_STALE when the lease was lost meanwhile (nothing is written). The lease stays the caller's to
+ * free, after the call. When Redis is away the settlement waits in memory and is written on return
+ * (bounded; then ERR_UNAVAILABLE). Errors: ERR_CLOSED. */
 MUST_USE int queue_settle(struct queue *queue, struct queue_lease *lease,
                           const struct queue_settlement *settlement, queue_settle_cb cb, void *ctx);
 /* Gives a claim back that was not started: READY again, no attempt used. Frees nothing. */
 void queue_release(struct queue *queue, struct queue_lease *lease);
 
-/* Closes a gate (a backend, or "backend/account") for all replicas until `until_ms` (wall); claims for a closed backend get nothing.
- * A later time wins; an earlier one is ignored. `until_ms` 0 opens it. */
+/* Closes a gate (a backend, or "backend/account") for all replicas until `until_ms` (wall); claims
+ * for a closed backend get nothing. A later time wins; an earlier one is ignored. `until_ms` 0
+ * opens it. */
 void queue_gate_close(struct queue *queue, const char *gate, int64_t until_ms, const char *reason);
 
 /* One message with all its batches and recipients, for status. `message->body` is empty.
@@ -160,8 +180,8 @@ void queue_gate_close(struct queue *queue, const char *gate, int64_t until_ms, c
 typedef void (*queue_show_cb)(void *ctx, int status, const struct message *message);
 MUST_USE int queue_show(struct queue *queue, struct span id, queue_show_cb cb, void *ctx);
 
-/* Messages in order of acceptance, newest first, from a cursor (empty: the newest). `next_cursor` is empty at the end.
- * Filters: any empty span matches all. */
+/* Messages in order of acceptance, newest first, from a cursor (empty: the newest). `next_cursor`
+ * is empty at the end. Filters: any empty span matches all. */
 struct queue_filter {
     struct span client;
     struct span lane;
@@ -172,21 +192,23 @@ struct queue_filter {
 };
 typedef void (*queue_list_cb)(void *ctx, int status, const struct message *messages, size_t count,
                               struct span next_cursor);
-MUST_USE int queue_list(struct queue *queue, const struct queue_filter *filter, queue_list_cb cb, void *ctx);
+MUST_USE int queue_list(struct queue *queue, const struct queue_filter *filter, queue_list_cb cb,
+                        void *ctx);
 
 /* Depth per lane and backend, kept by the scripts (never counted by scanning). */
 struct queue_depth {
     struct span lane;
     struct span backend;
     int64_t batches[BATCH_STATE_COUNT]; /* by enum batch_state; DONE is always 0 here */
-    int64_t oldest_ready_ms;            /* wall time of acceptance of the oldest ready batch; 0: none */
+    int64_t oldest_ready_ms; /* wall time of acceptance of the oldest ready batch; 0: none */
 };
 struct queue_totals {
     const struct queue_depth *depths;
     size_t depth_count;
-    int64_t bytes;          /* of bodies and records held, as admission counts them */
-    int64_t messages_open;  /* messages with at least one open batch */
-    int64_t recipients[RECIPIENT_STATE_COUNT]; /* since the data set began */
+    int64_t bytes;         /* of bodies and records held, as admission counts them */
+    int64_t messages_open; /* messages with at least one open batch */
+    int64_t
+        recipients[RECIPIENT_STATE_COUNT]; /* since the data set began; QUEUED: those still open */
 };
 typedef void (*queue_totals_cb)(void *ctx, int status, const struct queue_totals *totals);
 MUST_USE int queue_totals(struct queue *queue, queue_totals_cb cb, void *ctx);

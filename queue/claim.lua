@@ -1,0 +1,129 @@
+-- Leases ready batches for several wants at once.
+--
+-- KEYS: shard tag. ARGV: lease_ms, token, most body bytes to hand out, number of wants; then per want
+--   pair, backend, most batches.
+-- Reply: {closed_until_ms per want}, {entry, stored batch, ...}, {id, stored message, body, ...}.
+--
+-- A popped entry is taken only when its batch is READY ('R', or 'E': past its expiry) and not leased: an
+-- entry may stand in two lists after its message expired, and the second one to be popped is dropped here.
+local tag = KEYS[1]
+local lease_ms, token, budget = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local wants = tonumber(ARGV[4])
+local taken, pair_of = {}, {}
+
+-- Takes up to `max` entries off the front of a list while their bodies fit the budget (large bodies are
+-- told by the entry: id/n*KiB). Returns how many, and whether the list is empty now.
+local function take(key, max, pair)
+    local got = redis.call('LRANGE', key, 0, max)
+    local n = 0
+    while n < #got and n < max and budget > 0 do
+        n = n + 1
+        local entry = got[n]
+        local star = string.find(entry, '*', 1, true)
+        budget = budget - (star and tonumber(string.sub(entry, star + 1)) * 1024 or 16384)
+        taken[#taken + 1] = entry
+        pair_of[#taken] = pair
+    end
+    if n > 0 then
+        redis.call('LTRIM', key, n, -1)
+    end
+    return n, n == #got
+end
+
+-- Each client with work gets an equal part, then goes to the end of the rotation.
+local function rotate(pair, max)
+    local rotation = tag .. ':c:' .. pair
+    while max > 0 and budget > 0 do
+        local clients = redis.call('LRANGE', rotation, 0, max)
+        if #clients == 0 then
+            return
+        end
+        local share = math.ceil(max / #clients)
+        local served, back = 0, {}
+        for _, client in ipairs(clients) do
+            if max <= 0 or budget <= 0 then
+                break
+            end
+            local n, empty = take(tag .. ':r:' .. pair .. '|' .. client, math.min(share, max), pair)
+            served = served + 1
+            max = max - n
+            if not empty then
+                back[#back + 1] = client
+            end
+        end
+        if #clients > 1 or #back == 0 then
+            redis.call('LTRIM', rotation, served, -1)
+            if #back > 0 then
+                redis.call('RPUSH', rotation, unpack(back))
+            end
+        end
+    end
+end
+
+local asked = {}
+for i = 0, wants - 1 do
+    asked[#asked + 1] = ARGV[6 + 3 * i]
+    asked[#asked + 1] = '!' .. ARGV[5 + 3 * i]
+end
+local gates = redis.call('HMGET', tag .. ':g', unpack(asked))
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local closed = {}
+for i = 1, wants do
+    local pair, max = ARGV[2 + 3 * i], tonumber(ARGV[4 + 3 * i])
+    local gate = tonumber(gates[2 * i - 1] or 0)
+    closed[i] = gate > now and gate or 0
+    if gates[2 * i] then
+        -- Expired messages pass even a closed gate: nothing of them will be sent.
+        local n, empty = take(tag .. ':y:' .. pair, max, pair)
+        max = max - n
+        if empty then
+            redis.call('HDEL', tag .. ':g', '!' .. pair)
+        end
+    end
+    if closed[i] == 0 then
+        rotate(pair, max)
+    end
+end
+if #taken == 0 then
+    return {closed, {}, {}}
+end
+
+local leased = redis.call('HMGET', tag .. ':t', unpack(taken))
+local keys = {}
+for i = 1, #taken do
+    keys[i] = tag .. ':q:' .. taken[i]
+end
+local stored = redis.call('MGET', unpack(keys))
+local batches, ends, tokens, ids, seen = {}, {}, {}, {}, {}
+local lease_end = now + lease_ms
+keys = {}
+for i = 1, #taken do
+    local entry, state = taken[i], stored[i] and string.byte(stored[i])
+    if not leased[i] and not seen[entry] and (state == 82 or state == 69) then
+        seen[entry] = true
+        local n = #ends
+        batches[n + 1], batches[n + 2] = entry, stored[i]
+        ends[n + 1], ends[n + 2] = lease_end, entry
+        tokens[n + 1], tokens[n + 2] = entry, 'c' .. token .. '|' .. pair_of[i]
+        local id = string.sub(entry, 1, string.find(entry, '/', 1, true) - 1)
+        if not seen[id] then
+            seen[id] = true
+            ids[#ids + 1] = id
+            keys[#keys + 1] = tag .. ':m:' .. id
+            keys[#keys + 1] = tag .. ':b:' .. id
+        end
+    end
+end
+if #ids == 0 then
+    return {closed, {}, {}}
+end
+redis.call('ZADD', tag .. ':l', unpack(ends))
+redis.call('HSET', tag .. ':t', unpack(tokens))
+local records = redis.call('MGET', unpack(keys))
+local messages = {}
+for i = 1, #ids do
+    local n = 3 * i
+    messages[n - 2], messages[n - 1], messages[n] = ids[i], records[2 * i - 1], records[2 * i]
+end
+return {closed, batches, messages}

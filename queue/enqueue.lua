@@ -1,0 +1,135 @@
+-- Stores a group of messages with all their batches; see queue/README.md for the keys.
+--
+-- KEYS: shard tag, then one idempotency key for each message that has one, in order.
+-- ARGV: max_bytes (0: no limit), idempotency ttl ms, number of messages; then per message
+--   id, charge, expires_ms, stored message, body, recipients, fingerprint, answer (both '' without a key),
+--   '1' when there is a key, number of batches; then per batch
+--   entry, pair, client, due_ms (0: ready), stored batch.
+-- Reply: per message 0 (stored), 1 (full), 2 (conflict) or {id, answer} (known key).
+--
+-- Everything of the group is collected first and written with a few variadic calls: the price of a call
+-- is most of the price of a script.
+local tag = KEYS[1]
+local max_bytes = tonumber(ARGV[1])
+local used = 0
+if max_bytes > 0 then
+    used = tonumber(redis.call('HGET', tag .. ':k', 'bytes') or 0)
+end
+local next_key = 2
+local at = 4
+local strings, expiries, ids, replies = {}, {}, {}, {}
+local ready, ready_order, delayed, delayed_order = {}, {}, {}, {}
+local charged, recipients = 0, 0
+
+local function add(lists, order, key, first, second)
+    local list = lists[key]
+    if not list then
+        list = {}
+        lists[key] = list
+        order[#order + 1] = key
+    end
+    list[#list + 1] = first
+    if second then
+        list[#list + 1] = second
+    end
+end
+
+local function many(command, key, list)
+    local result = 0
+    for i = 1, #list, 4000 do
+        local last = math.min(i + 3999, #list)
+        if key then
+            result = redis.call(command, key, unpack(list, i, last))
+        else
+            result = redis.call(command, unpack(list, i, last))
+        end
+    end
+    return result
+end
+
+local function known(i, id)
+    local key = KEYS[next_key]
+    next_key = next_key + 1
+    local old = redis.call('HMGET', key, 'f', 'i', 'a')
+    if not old[1] then
+        return nil, key
+    end
+    if old[1] ~= ARGV[at + 6] then
+        return 2
+    end
+    return {old[2], old[3]}
+end
+
+for i = 1, tonumber(ARGV[3]) do
+    local id, charge = ARGV[at], tonumber(ARGV[at + 1])
+    local batches = tonumber(ARGV[at + 9])
+    local reply, key = nil, nil
+    if ARGV[at + 8] == '1' then
+        reply, key = known(i, id)
+    end
+    if not reply and max_bytes > 0 and used + charge > max_bytes then
+        reply = 1
+    end
+    if not reply then
+        reply = 0
+        used = used + charge
+        charged = charged + charge
+        recipients = recipients + tonumber(ARGV[at + 5])
+        ids[#ids + 1] = id
+        expiries[#expiries + 1] = ARGV[at + 2]
+        expiries[#expiries + 1] = id
+        local n = #strings
+        strings[n + 1], strings[n + 2] = tag .. ':m:' .. id, ARGV[at + 3]
+        strings[n + 3], strings[n + 4] = tag .. ':b:' .. id, ARGV[at + 4]
+        n = n + 4
+        if batches > 1 then
+            strings[n + 1], strings[n + 2] = tag .. ':o:' .. id, batches
+            n = n + 2
+        end
+        local b = at + 10
+        for _ = 1, batches do
+            local entry, due = ARGV[b], ARGV[b + 3]
+            strings[n + 1], strings[n + 2] = tag .. ':q:' .. entry, ARGV[b + 4]
+            n = n + 2
+            if due == '0' then
+                add(ready, ready_order, ARGV[b + 1] .. '|' .. ARGV[b + 2], entry)
+            else
+                add(delayed, delayed_order, tag .. ':d:' .. ARGV[b + 1], due, entry)
+            end
+            b = b + 5
+        end
+        if key then
+            redis.call('HSET', key, 'f', ARGV[at + 6], 'i', id, 'a', ARGV[at + 7])
+            redis.call('PEXPIRE', key, ARGV[2])
+        end
+    end
+    replies[i] = reply
+    at = at + 10 + 5 * batches
+end
+if #ids == 0 then
+    return replies
+end
+
+many('MSET', nil, strings)
+many('ZADD', tag .. ':x', expiries)
+many('RPUSH', tag .. ':a', ids)
+for _, key in ipairs(delayed_order) do
+    many('ZADD', key, delayed[key])
+end
+local woke = false
+for _, route in ipairs(ready_order) do
+    local list = ready[route]
+    if many('RPUSH', tag .. ':r:' .. route, list) == #list then
+        -- The list was empty, so its client was not in the rotation of (lane, backend).
+        local pair, client = string.match(route, '^([^|]*|[^|]*)|(.*)$')
+        if redis.call('RPUSH', tag .. ':c:' .. pair, client) == 1 then
+            woke = true
+        end
+    end
+end
+redis.call('HINCRBY', tag .. ':k', 'bytes', charged)
+redis.call('HINCRBY', tag .. ':k', 'r0', recipients)
+if woke then
+    redis.call('PUBLISH', 'heave:ready', tag)
+end
+return replies

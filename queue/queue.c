@@ -1,0 +1,370 @@
+/* The handle: opening, closing, shards, the end of a turn, the timers, gates. What is done with
+ * messages stands in queue_enqueue.c, queue_claim.c, queue_settle.c and queue_read.c.
+ *
+ * Closing goes in steps: no new calls; running claims come in and are given back; releases and
+ * settlements are written; both connections close after their answers; what was never written is
+ * failed; the handle is freed. */
+#include "queue/queue_internal.h"
+
+#include "gateway/base/clock.h"
+#include "gateway/base/codec.h"
+
+#include <stdio.h>
+
+enum {
+    SWEEP_EVERY_MS = 1000,
+    SWEEP_AGAIN_MS = 20, /* when a run found more than it may do at once */
+    SWEEP_LOCK_MS = 900,
+    SWEEP_MOST = 500,
+    CLOSE_CLAIMS_MS = 4000,
+    PAIRS_MAX = 1024,
+};
+
+void queue_tag(uint32_t shard, char out[QUEUE_TAG_MAX])
+{
+    (void)snprintf(out, QUEUE_TAG_MAX, "{h%u}", shard % QUEUE_SHARDS_MAX);
+}
+
+uint32_t queue_shard_of_id(const struct queue *queue, struct span id)
+{
+    size_t dash = id.len;
+    while (dash > 0 && id.data[dash - 1] != '-') {
+        dash--;
+    }
+    uint32_t shard = 0;
+    for (size_t i = dash; i < id.len && dash > 0 && i < dash + 2; i++) {
+        char c = id.data[i];
+        uint32_t digit = c >= 'a' && c <= 'f' ? (uint32_t)(c - 'a') + 10 : (uint32_t)(c - '0');
+        shard = shard * 16 + (digit < 16 ? digit : 0);
+    }
+    return shard % queue->conf->shards;
+}
+
+void queue_call_begin(uint32_t shard, struct redis_args *head)
+{
+    char tag[QUEUE_TAG_MAX];
+    queue_tag(shard, tag);
+    redis_args_init(head);
+    redis_args_text(head, tag);
+}
+
+void queue_message_id(struct queue *queue, char out[MESSAGE_ID_MAX + 1])
+{
+    char ulid[CODEC_ULID_LEN + 1];
+    codec_ulid(clock_wall_ms(), ulid);
+    unsigned char shard = (unsigned char)(queue->id_shard++ % queue->conf->shards);
+    (void)snprintf(out, MESSAGE_ID_MAX + 1, "%s-%x", ulid, shard);
+}
+
+/* Pairs. */
+
+static bool pair_known(const struct queue *queue, uint32_t shard, struct span pair)
+{
+    for (const struct queue_pair *known = queue->pairs; known != NULL; known = known->next) {
+        if (known->shard == shard && span_eq(span_of(known->name), pair)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void pairs_forget(struct queue *queue)
+{
+    while (queue->pairs != NULL) {
+        struct queue_pair *pair = queue->pairs;
+        queue->pairs = pair->next;
+        mem_free(pair);
+    }
+    queue->pair_count = 0;
+}
+
+void queue_pair_register(struct queue *queue, uint32_t shard, struct span pair)
+{
+    if (pair_known(queue, shard, pair)) {
+        return;
+    }
+    char tag[QUEUE_TAG_MAX];
+    char key[QUEUE_TAG_MAX + 3];
+    queue_tag(shard, tag);
+    (void)snprintf(key, sizeof(key), "%s:p", tag);
+    struct redis_args args;
+    redis_args_init(&args);
+    redis_args_text(&args, "SADD");
+    redis_args_text(&args, key);
+    redis_args_add(&args, pair);
+    if (redis_call(queue->redis, &args, NULL, NULL) != 0 || queue->pair_count >= PAIRS_MAX) {
+        return;
+    }
+    struct queue_pair *added = mem_zero(sizeof(*added));
+    added->shard = shard;
+    (void)snprintf(added->name, sizeof(added->name), "%.*s", SPAN_FMT(pair));
+    added->next = queue->pairs;
+    queue->pairs = added;
+    queue->pair_count++;
+}
+
+/* The end of a turn. Enqueues before starts before settlements, so that each follows what it builds
+ * on. */
+
+static void flush(void *ctx)
+{
+    struct queue *queue = ctx;
+    queue_enqueue_flush(queue);
+    queue_start_flush(queue);
+    queue_settle_flush(queue);
+}
+
+void queue_flush_later(struct queue *queue)
+{
+    loop_defer(queue->loop, &queue->flush_task, LOOP_TASK_QUEUE, flush, queue);
+}
+
+void queue_flush_now(struct queue *queue)
+{
+    queue_enqueue_write(queue);
+    queue_start_flush(queue);
+    queue_settle_flush(queue);
+}
+
+/* Timers. */
+
+static void heartbeat(void *ctx)
+{
+    struct queue *queue = ctx;
+    queue_heartbeat(queue);
+    int64_t every_ms = queue->conf->lease_ms / 3;
+    loop_timer_start(queue->loop, &queue->heartbeat_timer, every_ms > 0 ? every_ms : 1, heartbeat,
+                     queue);
+}
+
+static void sweep(void *ctx);
+
+static void sweep_tell(struct queue *queue, const char *what, int64_t count)
+{
+    if (count > 0 && queue->ops->on_sweep != NULL) {
+        queue->ops->on_sweep(queue->ctx, what, count);
+    }
+}
+
+static void on_swept(void *ctx, int status, const struct redis_value *value)
+{
+    struct queue *queue = ctx;
+    if (status != 0 || value->type != REDIS_ARRAY || queue->closing) {
+        return;
+    }
+    sweep_tell(queue, "lease_ended", redis_integer(redis_item(value, 0)));
+    sweep_tell(queue, "lease_ended_started", redis_integer(redis_item(value, 1)));
+    sweep_tell(queue, "expired", redis_integer(redis_item(value, 3)));
+    sweep_tell(queue, "removed", redis_integer(redis_item(value, 4)));
+    sweep_tell(queue, "orphan", redis_integer(redis_item(value, 5)));
+    if (!queue->closing && redis_integer(redis_item(value, 6)) == 1) {
+        loop_timer_start(queue->loop, &queue->sweep_timer, SWEEP_AGAIN_MS, sweep, queue);
+    }
+}
+
+static void sweep(void *ctx)
+{
+    struct queue *queue = ctx;
+    for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
+        struct redis_args head;
+        queue_call_begin(shard, &head);
+        redis_args_text(&head, queue->instance);
+        redis_args_number(&head, SWEEP_LOCK_MS);
+        redis_args_number(&head, queue->conf->retention_ms);
+        redis_args_number(&head, SWEEP_MOST);
+        if (redis_eval(queue->redis, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
+            break;
+        }
+    }
+    loop_timer_start(queue->loop, &queue->sweep_timer, SWEEP_EVERY_MS, sweep, queue);
+}
+
+/* Connections. */
+
+static void tell_hint(void *ctx)
+{
+    struct queue *queue = ctx;
+    queue->ops->on_ready_hint(queue->ctx);
+}
+
+static void hint_later(struct queue *queue)
+{
+    if (!queue->closing) {
+        loop_defer(queue->loop, &queue->hint_task, LOOP_TASK_QUEUE, tell_hint, queue);
+    }
+}
+
+static void on_redis_state(void *ctx, bool up, const char *why)
+{
+    struct queue *queue = ctx;
+    if (queue->closing) {
+        return;
+    }
+    if (up) {
+        pairs_forget(queue);
+        /* Settlements that waited go first, and what was started and perhaps not heard is said
+         * again. */
+        queue_flush_later(queue);
+        loop_timer_start(queue->loop, &queue->heartbeat_timer, 0, heartbeat, queue);
+        loop_timer_start(queue->loop, &queue->sweep_timer, 0, sweep, queue);
+    } else {
+        loop_timer_stop(&queue->heartbeat_timer);
+        loop_timer_stop(&queue->sweep_timer);
+    }
+    if (queue->ops->on_state != NULL) {
+        queue->ops->on_state(queue->ctx, up, why);
+    }
+}
+
+/* Hints may have been missed while the listener was away. */
+static void on_listener_state(void *ctx, bool up, const char *why)
+{
+    (void)why; /* the command connection tells the same story */
+    if (up) {
+        hint_later(ctx);
+    }
+}
+
+static void on_hint(void *ctx, struct span payload)
+{
+    (void)payload;
+    hint_later(ctx);
+}
+
+static const struct redis_ops redis_ops = {.on_state = on_redis_state};
+static const struct redis_ops listener_ops = {.on_state = on_listener_state, .on_message = on_hint};
+
+struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
+                         const struct queue_ops *ops, void *ctx)
+{
+    ASSERT(conf->shards >= 1 && conf->shards <= QUEUE_SHARDS_MAX && conf->lease_ms > 0);
+    struct queue *queue = mem_zero(sizeof(*queue));
+    queue->loop = loop;
+    queue->conf = conf;
+    queue->ops = ops;
+    queue->ctx = ctx;
+    queue->leases.next = &queue->leases;
+    queue->leases.prev = &queue->leases;
+    unsigned char random[8];
+    codec_random(random, sizeof(random));
+    codec_hex(random, sizeof(random), queue->instance);
+    queue->id_shard = random[0];
+    queue->claim_shard = random[1];
+    for (uint32_t shard = 0; shard < conf->shards; shard++) {
+        redis_args_init(&queue->starts[shard]);
+    }
+    queue->redis_conf = (struct redis_conf){
+        .server = conf, .scripts = queue_scripts, .script_count = SCRIPT_COUNT};
+    queue->redis = redis_open(loop, &queue->redis_conf, &redis_ops, queue);
+    if (ops->on_ready_hint != NULL) {
+        queue->listener_conf = (struct redis_conf){.server = conf, .subscribe = "heave:ready"};
+        queue->listener = redis_open(loop, &queue->listener_conf, &listener_ops, queue);
+    }
+    return queue;
+}
+
+bool queue_is_up(const struct queue *queue)
+{
+    return !queue->closing && redis_is_up(queue->redis);
+}
+
+/* Closing. */
+
+static void leases_forget(struct queue *queue)
+{
+    while (queue->leases.next != &queue->leases) {
+        struct queue_lease *lease = queue->leases.next;
+        queue->leases.next = lease->next;
+        lease->next = NULL;
+        lease->prev = NULL;
+    }
+    queue->leases.prev = &queue->leases;
+}
+
+static void on_connection_closed(void *ctx)
+{
+    struct queue *queue = ctx;
+    ASSERT(queue->open_connections > 0);
+    queue->open_connections--;
+    if (queue->open_connections > 0) {
+        return;
+    }
+    queue_enqueue_fail(queue, ERR_CLOSED);
+    queue_settle_fail(queue, ERR_CLOSED);
+    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
+        redis_args_release(&queue->starts[shard]);
+    }
+    leases_forget(queue);
+    pairs_forget(queue);
+    loop_timer_stop(&queue->heartbeat_timer);
+    loop_timer_stop(&queue->sweep_timer);
+    loop_timer_stop(&queue->settle_timer);
+    loop_timer_stop(&queue->close_timer);
+    loop_task_cancel(&queue->flush_task);
+    loop_task_cancel(&queue->hint_task);
+    void (*on_closed)(void *) = queue->on_closed;
+    void *closed_ctx = queue->closed_ctx;
+    mem_free(queue);
+    on_closed(closed_ctx);
+}
+
+static void close_connections(void *ctx)
+{
+    struct queue *queue = ctx;
+    if (queue->redis_closing) {
+        return;
+    }
+    flush(queue);
+    queue->redis_closing = true;
+    queue->open_connections = queue->listener != NULL ? 2 : 1;
+    redis_close(queue->redis, on_connection_closed, queue);
+    if (queue->listener != NULL) {
+        redis_close(queue->listener, on_connection_closed, queue);
+    }
+}
+
+void queue_close_step(struct queue *queue)
+{
+    if (queue->claims_running == 0) {
+        close_connections(queue);
+    }
+}
+
+static void release_unstarted(struct queue *queue)
+{
+    struct queue_lease *lease = queue->leases.next;
+    while (lease != &queue->leases) {
+        struct queue_lease *next = lease->next;
+        if (!lease->started) {
+            queue_release(queue, lease);
+        }
+        lease = next;
+    }
+}
+
+void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx)
+{
+    ASSERT(!queue->closing);
+    release_unstarted(queue);
+    queue->closing = true;
+    queue->on_closed = on_closed;
+    queue->closed_ctx = ctx;
+    loop_timer_start(queue->loop, &queue->close_timer, CLOSE_CLAIMS_MS, close_connections, queue);
+    queue_close_step(queue);
+}
+
+/* Gates. */
+
+void queue_gate_close(struct queue *queue, const char *gate, int64_t until_ms, const char *reason)
+{
+    for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
+        struct redis_args head;
+        queue_call_begin(shard, &head);
+        redis_args_text(&head, gate);
+        redis_args_number(&head, until_ms);
+        redis_args_text(&head, reason != NULL ? reason : "");
+        if (redis_eval(queue->redis, SCRIPT_GATE, 1, &head, NULL, NULL, NULL) != 0) {
+            break;
+        }
+    }
+}

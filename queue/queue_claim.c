@@ -1,0 +1,293 @@
+/* Claim: asks the shards in turn until the wants are filled, and makes leases of what they hand
+ * out. */
+#include "queue/queue_internal.h"
+
+#include <stdio.h>
+
+enum {
+    WANTS_MAX = 64,
+    BATCHES_MAX = 1000, /* per call to Redis: Lua's unpack takes some thousands */
+};
+#define BODIES_MAX_BYTES ((int64_t)32 << 20)
+#define LEASE_MAX_BYTES ((size_t)128 << 20)
+
+struct claim_want {
+    char pair[QUEUE_NAMES_MAX + 2];
+    struct span backend; /* in `pair` */
+    uint32_t left;
+    int64_t closed_until_ms;
+};
+
+struct claim {
+    struct queue *queue;
+    queue_claim_cb cb;
+    void *ctx;
+    struct claim_want wants[WANTS_MAX];
+    size_t want_count;
+    uint32_t shard;       /* being asked */
+    uint32_t shards_left; /* after this one */
+    char token[24];
+    int64_t lease_end_ms;
+    struct queue_lease **leases;
+    size_t lease_count, lease_cap;
+};
+
+static void ask_next(struct claim *claim);
+
+static void claim_finish(struct claim *claim, int status)
+{
+    struct queue *queue = claim->queue;
+    int64_t closed[WANTS_MAX];
+    for (size_t i = 0; i < claim->want_count; i++) {
+        closed[i] = claim->wants[i].closed_until_ms;
+    }
+    queue->claims_running--;
+    if (queue->closing) {
+        /* Nobody is told any more: what was claimed goes back. */
+        for (size_t i = 0; i < claim->lease_count; i++) {
+            queue_release(queue, claim->leases[i]);
+            queue_lease_free(&claim->leases[i]);
+        }
+        claim->lease_count = 0;
+        status = ERR_CLOSED;
+    } else if (claim->lease_count > 0) {
+        status = 0; /* a later shard's failure does not take away what there is */
+    }
+    claim->cb(claim->ctx, status, claim->leases, claim->lease_count, closed);
+    mem_free(claim->leases);
+    mem_free(claim);
+    if (queue->closing) {
+        queue_close_step(queue);
+    }
+}
+
+/* A lease keeps copies of its own: stored records and body, in its arena. */
+static int fill_lease(struct queue_lease *lease, const struct redis_value *batch,
+                      const struct redis_value *message)
+{
+    struct span id = redis_item(message, 0)->text;
+    struct span stored_message = redis_item(message, 1)->text;
+    const struct redis_value *body = redis_item(message, 2);
+    if (body->type != REDIS_TEXT) {
+        return ERR_INVAL;
+    }
+    struct span own_id = arena_dup(&lease->arena, id);
+    struct span own_message = arena_dup(&lease->arena, stored_message);
+    struct span own_batch = arena_dup(&lease->arena, batch->text);
+    struct span own_body = arena_dup(&lease->arena, body->text);
+    if (own_id.data == NULL || own_message.data == NULL || own_batch.data == NULL ||
+        own_body.data == NULL) {
+        return ERR_NOMEM;
+    }
+    struct batch_head head;
+    int status = queue_message_read(own_message, &lease->message, &lease->batch_total);
+    if (status == 0) {
+        status = queue_batch_read(own_batch, &lease->arena, &head, &lease->batch);
+    }
+    if (status != 0) {
+        return status;
+    }
+    lease->message.id = own_id;
+    lease->message.body = own_body;
+    lease->batch.state = BATCH_CLAIMED;
+    lease->epoch = head.epoch + 1;
+    lease->was_started = head.started;
+    for (size_t i = 0; i < lease->batch.recipient_count; i++) {
+        bool open = lease->batch.recipients[i].state == RECIPIENT_QUEUED;
+        lease->open_mask |= open ? (uint64_t)1 << i : 0;
+    }
+    return 0;
+}
+
+static void keep_lease(struct claim *claim, struct queue_lease *lease)
+{
+    if (claim->lease_count == claim->lease_cap) {
+        claim->lease_cap = claim->lease_cap == 0 ? 16 : claim->lease_cap * 2;
+        claim->leases = mem_realloc_try(claim->leases,
+                                        claim->lease_cap * sizeof(struct queue_lease *));
+        ASSERT(claim->leases != NULL);
+    }
+    claim->leases[claim->lease_count++] = lease;
+    struct queue_lease *ring = &claim->queue->leases;
+    lease->prev = ring->prev;
+    lease->next = ring;
+    ring->prev->next = lease;
+    ring->prev = lease;
+    char pair[QUEUE_NAMES_MAX + 2];
+    if (queue_pair_name(lease->batch.lane, lease->batch.backend, pair) != 0) {
+        return;
+    }
+    for (size_t i = 0; i < claim->want_count; i++) {
+        if (strcmp(claim->wants[i].pair, pair) == 0 && claim->wants[i].left > 0) {
+            claim->wants[i].left--;
+            return;
+        }
+    }
+}
+
+/* The route in a stored head, whatever follows it: enough to hold the batch where people look for
+ * it. */
+static struct span pair_of_stored(struct span stored)
+{
+    size_t space = span_find(stored, ' ');
+    struct span rest = span_make(stored.data + space, stored.len - space);
+    struct span route = span_trim(span_cut(&rest, '\n'));
+    size_t first = span_find(route, '|');
+    if (first == route.len) {
+        return SPAN_LIT("|");
+    }
+    size_t second = span_find(span_make(route.data + first + 1, route.len - first - 1), '|');
+    return span_make(route.data, first + 1 + second);
+}
+
+static void take_batch(struct claim *claim, struct span entry, const struct redis_value *batch,
+                       const struct redis_value *message)
+{
+    struct queue *queue = claim->queue;
+    struct queue_lease *lease = mem_zero(sizeof(*lease));
+    arena_init(&lease->arena, LEASE_MAX_BYTES);
+    memcpy(lease->token, claim->token, sizeof(lease->token));
+    lease->lease_end_ms = claim->lease_end_ms;
+    int status = fill_lease(lease, batch, message);
+    if (status == 0) {
+        keep_lease(claim, lease);
+        return;
+    }
+    queue_lease_free(&lease);
+    if (status == ERR_NOMEM) {
+        return; /* the lease ends by itself and the batch is ready again */
+    }
+    queue_settle_unreadable(queue, claim->shard, entry, claim->token, pair_of_stored(batch->text));
+    if (queue->ops->on_sweep != NULL) {
+        queue->ops->on_sweep(queue->ctx, "unreadable", 1);
+    }
+}
+
+/* `messages` is flat: id, stored, body, id, ...; batches of one message stand near each other. */
+static void take_batches(struct claim *claim, const struct redis_value *batches,
+                         const struct redis_value *messages)
+{
+    size_t at = 0;
+    for (size_t i = 0; i + 1 < batches->count; i += 2) {
+        struct span entry = batches->items[i].text;
+        struct span rest = entry;
+        struct span id = span_cut(&rest, '/');
+        for (size_t tries = 0; tries < messages->count / 3; tries++) {
+            if (span_eq(redis_item(messages, at)->text, id)) {
+                break;
+            }
+            at = at + 3 < messages->count ? at + 3 : 0;
+        }
+        struct redis_value message = {.type = REDIS_ARRAY};
+        if (at + 3 <= messages->count) {
+            message.items = &messages->items[at];
+            message.count = 3;
+        }
+        take_batch(claim, entry, &batches->items[i + 1], &message);
+    }
+}
+
+static void on_claimed(void *ctx, int status, const struct redis_value *value)
+{
+    struct claim *claim = ctx;
+    if (status != 0) {
+        claim_finish(claim, status == ERR_PROTO ? ERR_UNAVAILABLE : status);
+        return;
+    }
+    const struct redis_value *closed = redis_item(value, 0);
+    for (size_t i = 0; i < claim->want_count; i++) {
+        int64_t until = redis_integer(redis_item(closed, i));
+        struct claim_want *want = &claim->wants[i];
+        want->closed_until_ms = until > want->closed_until_ms ? until : want->closed_until_ms;
+    }
+    const struct redis_value *batches = redis_item(value, 1);
+    const struct redis_value *messages = redis_item(value, 2);
+    if (batches->type == REDIS_ARRAY && messages->type == REDIS_ARRAY) {
+        take_batches(claim, batches, messages);
+    }
+    ask_next(claim);
+}
+
+static int ask(struct claim *claim)
+{
+    struct queue *queue = claim->queue;
+    struct redis_args head;
+    struct redis_args wants;
+    claim->lease_end_ms = loop_now_ms(queue->loop) + queue->conf->lease_ms;
+    queue_call_begin(claim->shard, &head);
+    redis_args_number(&head, queue->conf->lease_ms);
+    redis_args_text(&head, claim->token);
+    redis_args_number(&head, BODIES_MAX_BYTES);
+    redis_args_number(&head, (int64_t)claim->want_count);
+    redis_args_init(&wants);
+    uint32_t room = BATCHES_MAX;
+    for (size_t i = 0; i < claim->want_count; i++) {
+        uint32_t most = claim->wants[i].left < room ? claim->wants[i].left : room;
+        room -= most;
+        redis_args_text(&wants, claim->wants[i].pair);
+        redis_args_add(&wants, claim->wants[i].backend);
+        redis_args_number(&wants, most);
+    }
+    return redis_eval(queue->redis, SCRIPT_CLAIM, 1, &head, &wants, on_claimed, claim);
+}
+
+static bool wants_more(const struct claim *claim)
+{
+    for (size_t i = 0; i < claim->want_count; i++) {
+        if (claim->wants[i].left > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void ask_next(struct claim *claim)
+{
+    struct queue *queue = claim->queue;
+    if (claim->shards_left == 0 || queue->closing || !wants_more(claim)) {
+        claim_finish(claim, 0);
+        return;
+    }
+    claim->shards_left--;
+    claim->shard = (claim->shard + 1) % queue->conf->shards;
+    int status = ask(claim);
+    if (status != 0) {
+        claim_finish(claim, ERR_UNAVAILABLE);
+    }
+}
+
+int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want_count,
+                queue_claim_cb cb, void *ctx)
+{
+    ASSERT(want_count > 0 && want_count <= WANTS_MAX);
+    if (queue->closing || !queue_is_up(queue)) {
+        return queue->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
+    }
+    struct claim *claim = mem_zero(sizeof(*claim));
+    claim->queue = queue;
+    claim->cb = cb;
+    claim->ctx = ctx;
+    claim->want_count = want_count;
+    int status = 0;
+    for (size_t i = 0; i < want_count && status == 0; i++) {
+        struct claim_want *want = &claim->wants[i];
+        struct span lane = span_of(wants[i].lane);
+        status = queue_pair_name(lane, span_of(wants[i].backend), want->pair);
+        want->backend = span_of(want->pair + lane.len + 1);
+        want->left = wants[i].max_batches;
+    }
+    claim->shard = queue->claim_shard++ % queue->conf->shards;
+    claim->shards_left = queue->conf->shards - 1;
+    queue->claim_count++;
+    (void)snprintf(claim->token, sizeof(claim->token), "%.12s%llx", queue->instance,
+                   (unsigned long long)(queue->claim_count & 0xffffffffffu));
+    if (status == 0) {
+        status = ask(claim);
+    }
+    if (status != 0) {
+        mem_free(claim);
+        return status;
+    }
+    queue->claims_running++;
+    return 0;
+}

@@ -1,0 +1,394 @@
+/* Enqueue: messages accepted in one turn of the loop go to Redis in one script call per shard.
+ *
+ * A group is filled by queue_enqueue(), written by queue_enqueue_flush() at the end of the turn (or
+ * when it is large), answered by the script, and, where the server needs to be asked for
+ * durability, finished by the WAIT that follows all groups of the flush. Callbacks run only in
+ * finish_group(). */
+#include "queue/queue_internal.h"
+
+#include <stdio.h>
+
+enum {
+    GROUP_MESSAGES_MAX = 64,
+    GROUP_BYTES_MAX = 256 * 1024,
+    RECORD_BYTES_MAX = 1024 * 1024,
+    IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000,
+    IDEMPOTENCY_KEY_MAX = 255,
+    WAIT_TIMEOUT_MS = 8000, /* below the connection's own deadline */
+};
+#define WAITING_MAX_BYTES ((size_t)128 << 20)
+
+struct enqueue_waiter {
+    queue_enqueue_cb cb;
+    void *ctx;
+    int status;
+    bool replayed;
+    char id[MESSAGE_ID_MAX + 1];
+    char *answer; /* of a replay; owned */
+    size_t answer_len;
+};
+
+struct enqueue_group {
+    struct enqueue_group *next; /* in a wait's list */
+    struct queue *queue;
+    uint32_t shard;
+    struct redis_args keys; /* tag and idempotency keys */
+    struct redis_args messages;
+    struct enqueue_waiter waiters[GROUP_MESSAGES_MAX];
+    size_t count;
+    bool waits; /* finished by the wait, not by the script's answer */
+};
+
+/* One WAIT or WAITAOF and the groups it vouches for. */
+struct enqueue_wait {
+    struct queue *queue;
+    struct enqueue_group *groups;
+};
+
+static struct enqueue_group *group_new(struct queue *queue, uint32_t shard)
+{
+    struct enqueue_group *group = mem_zero(sizeof(*group));
+    group->queue = queue;
+    group->shard = shard;
+    queue_call_begin(shard, &group->keys);
+    redis_args_init(&group->messages);
+    return group;
+}
+
+static void finish_group(struct enqueue_group *group)
+{
+    for (size_t i = 0; i < group->count; i++) {
+        struct enqueue_waiter *waiter = &group->waiters[i];
+        struct queue_enqueued result = {
+            .replayed = waiter->replayed,
+            .id = span_of(waiter->id),
+            .answer = span_make(waiter->answer, waiter->answer_len),
+        };
+        waiter->cb(waiter->ctx, waiter->status, &result);
+        mem_free(waiter->answer);
+    }
+    redis_args_release(&group->keys);
+    redis_args_release(&group->messages);
+    mem_free(group);
+}
+
+static void fail_group(struct enqueue_group *group, int status)
+{
+    for (size_t i = 0; i < group->count; i++) {
+        group->waiters[i].status = status;
+    }
+}
+
+static void take_replay(struct enqueue_waiter *waiter, const struct redis_value *reply)
+{
+    struct span id = redis_item(reply, 0)->text;
+    struct span answer = redis_item(reply, 1)->text;
+    waiter->replayed = true;
+    (void)snprintf(waiter->id, sizeof(waiter->id), "%.*s", SPAN_FMT(id));
+    waiter->answer = mem_dup(answer);
+    waiter->answer_len = answer.len;
+}
+
+static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *reply)
+{
+    enum { STORED, FULL, CONFLICT };
+    if (reply->type == REDIS_ARRAY) {
+        take_replay(waiter, reply);
+    } else if (reply->type != REDIS_INTEGER) {
+        waiter->status = ERR_UNAVAILABLE;
+    } else if (reply->integer == FULL) {
+        waiter->status = ERR_FULL;
+    } else if (reply->integer == CONFLICT) {
+        waiter->status = ERR_CONFLICT;
+    }
+}
+
+static void on_stored(void *ctx, int status, const struct redis_value *value)
+{
+    struct enqueue_group *group = ctx;
+    if (status == ERR_PROTO) {
+        status = ERR_UNAVAILABLE; /* the script failed before it wrote: its reads come first */
+    }
+    if (status != 0) {
+        fail_group(group, status);
+    } else {
+        for (size_t i = 0; i < group->count; i++) {
+            take_reply(&group->waiters[i], redis_item(value, i));
+        }
+    }
+    if (!group->waits) {
+        finish_group(group);
+    }
+}
+
+static void on_waited(void *ctx, int status, const struct redis_value *value)
+{
+    struct enqueue_wait *wait = ctx;
+    /* WAIT answers how many replicas, WAITAOF [local fsyncs, replicas]. */
+    int64_t count = value->type == REDIS_ARRAY ? redis_integer(redis_item(value, 0))
+                                               : redis_integer(value);
+    bool durable = status == 0 && count >= 1;
+    while (wait->groups != NULL) {
+        struct enqueue_group *group = wait->groups;
+        wait->groups = group->next;
+        for (size_t i = 0; i < group->count && !durable; i++) {
+            struct enqueue_waiter *waiter = &group->waiters[i];
+            waiter->status = waiter->status == 0 ? ERR_TIMEOUT : waiter->status;
+            waiter->replayed = false;
+        }
+        finish_group(group);
+    }
+    mem_free(wait);
+}
+
+/* Writes one group. It is the script's answer's (or the wait's) from here on; or it failed, and is
+ * finished at the end of the turn because a caller of queue_enqueue() may be on the stack. */
+static bool write_group(struct enqueue_group *group)
+{
+    struct queue *queue = group->queue;
+    size_t key_count = group->keys.count;
+    redis_args_number(&group->keys, (int64_t)(queue->conf->max_bytes / queue->conf->shards));
+    redis_args_number(&group->keys, IDEMPOTENCY_TTL_MS);
+    redis_args_number(&group->keys, (int64_t)group->count);
+    int status = redis_eval(queue->redis, SCRIPT_ENQUEUE, key_count, &group->keys, &group->messages,
+                            on_stored, group);
+    if (status != 0) {
+        fail_group(group, status == ERR_NOMEM || status == ERR_LIMIT ? ERR_UNAVAILABLE : status);
+        group->next = queue->failed_groups;
+        queue->failed_groups = group;
+    }
+    return status == 0;
+}
+
+static int send_wait(struct queue *queue, struct enqueue_wait *wait)
+{
+    struct redis_args args;
+    redis_args_init(&args);
+    if (redis_wait_kind(queue->redis) == REDIS_WAIT_AOF) {
+        redis_args_text(&args, "WAITAOF");
+        redis_args_number(&args, 1);
+        redis_args_number(&args, 0);
+    } else {
+        redis_args_text(&args, "WAIT");
+        redis_args_number(&args, 1);
+    }
+    redis_args_number(&args, WAIT_TIMEOUT_MS);
+    return redis_call(queue->redis, &args, on_waited, wait);
+}
+
+/* Writes the groups of `shard` .. and one wait for all of them when the durability asks for it. */
+static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end_shard)
+{
+    bool waits = redis_wait_kind(queue->redis) != REDIS_WAIT_NONE;
+    struct enqueue_wait *wait = waits ? mem_zero(sizeof(*wait)) : NULL;
+    for (uint32_t shard = first_shard; shard < end_shard; shard++) {
+        struct enqueue_group *group = queue->groups[shard];
+        queue->groups[shard] = NULL;
+        if (group == NULL) {
+            continue;
+        }
+        group->waits = waits;
+        if (write_group(group) && waits) {
+            group->next = wait->groups;
+            wait->groups = group;
+        }
+    }
+    if (!waits) {
+        return;
+    }
+    if (wait->groups == NULL) {
+        mem_free(wait);
+        return;
+    }
+    wait->queue = queue;
+    if (send_wait(queue, wait) != 0) {
+        /* The connection broke just now: the scripts' answers will say so, and nothing else
+         * finishes the groups. */
+        for (struct enqueue_group *group = wait->groups; group != NULL; group = group->next) {
+            group->waits = false;
+        }
+        mem_free(wait);
+    }
+}
+
+void queue_enqueue_write(struct queue *queue)
+{
+    write_groups(queue, 0, queue->conf->shards);
+}
+
+void queue_enqueue_flush(struct queue *queue)
+{
+    queue_enqueue_write(queue);
+    while (queue->failed_groups != NULL) {
+        struct enqueue_group *group = queue->failed_groups;
+        queue->failed_groups = group->next;
+        finish_group(group);
+    }
+}
+
+void queue_enqueue_fail(struct queue *queue, int status)
+{
+    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
+        struct enqueue_group *group = queue->groups[shard];
+        queue->groups[shard] = NULL;
+        if (group != NULL) {
+            fail_group(group, status);
+            finish_group(group);
+        }
+    }
+}
+
+static int check_message(const struct message *message, const struct queue_idempotency *idempotency)
+{
+    if (message->batch_count == 0 || message->id.len == 0 || message->id.len > MESSAGE_ID_MAX ||
+        span_find(message->id, '/') < message->id.len) {
+        return ERR_INVAL;
+    }
+    if (idempotency != NULL && idempotency->key.len > IDEMPOTENCY_KEY_MAX) {
+        return ERR_INVAL;
+    }
+    for (size_t i = 0; i < message->batch_count; i++) {
+        const struct batch *batch = &message->batches[i];
+        int status = queue_names_check(batch->lane, batch->backend, message->client);
+        if (status != 0) {
+            return status;
+        }
+        if (batch->number != i || batch->recipient_count > BATCH_RECIPIENTS_MAX) {
+            return ERR_INVAL;
+        }
+    }
+    return queue_names_check(message->lane, (struct span){0}, message->client);
+}
+
+static void add_batch(struct queue *queue, uint32_t shard, struct redis_args *args,
+                      const struct message *message, const struct batch *batch, int64_t due_ms,
+                      struct buf *record)
+{
+    char entry[QUEUE_ENTRY_MAX];
+    char pair[QUEUE_NAMES_MAX + 2];
+    queue_entry(message->id, batch->number, message->body.len, entry);
+    int status = queue_pair_name(batch->lane, batch->backend, pair);
+    ASSERT(status == 0);
+    queue_pair_register(queue, shard, span_of(pair));
+    struct batch_head head = {
+        .state = due_ms > 0 ? 'W' : 'R',
+        .due_ms = due_ms,
+        .pair = span_of(pair),
+        .client = message->client,
+    };
+    buf_reset(record);
+    status = queue_batch_store(&head, batch, record);
+    args->status = args->status != 0 ? args->status : status;
+    redis_args_text(args, entry);
+    redis_args_text(args, pair);
+    redis_args_add(args, message->client);
+    redis_args_number(args, due_ms);
+    redis_args_add(args, buf_span(record));
+}
+
+static size_t open_recipients(const struct message *message)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < message->batch_count; i++) {
+        count += message->batches[i].recipient_count;
+    }
+    return count;
+}
+
+/* The key stands in a shard of its own choosing, by its hash: the same key must always be looked up
+ * in the same place, whatever shard the message it comes with was given. */
+static void add_idempotency(struct queue *queue, struct redis_args *keys,
+                            const struct queue_idempotency *idempotency)
+{
+    char name[QUEUE_TAG_MAX + 4 + QUEUE_NAMES_MAX + 2 + IDEMPOTENCY_KEY_MAX + 1];
+    char tag[QUEUE_TAG_MAX];
+    uint64_t hash = 14695981039346656037u;
+    for (size_t i = 0; i < idempotency->key.len; i++) {
+        hash = (hash ^ (unsigned char)idempotency->key.data[i]) * 1099511628211u;
+    }
+    queue_tag((uint32_t)(hash % queue->conf->shards), tag);
+    size_t len = (size_t)snprintf(name, sizeof(name), "%s:i:%.*s:", tag,
+                                  SPAN_FMT(idempotency->scope));
+    memcpy(name + len, idempotency->key.data, idempotency->key.len);
+    redis_args_add(keys, span_make(name, len + idempotency->key.len));
+}
+
+static void add_message(struct enqueue_group *group, const struct message *message, int64_t due_ms,
+                        const struct queue_idempotency *idempotency)
+{
+    struct redis_args *args = &group->messages;
+    bool keyed = idempotency != NULL && idempotency->key.len > 0;
+    struct buf record;
+    buf_init(&record, RECORD_BYTES_MAX);
+    int status = queue_message_store(message, &record);
+    args->status = args->status != 0 ? args->status : status;
+    redis_args_add(args, message->id);
+    redis_args_number(args, (int64_t)queue_charge(message->body.len, message->batch_count));
+    redis_args_number(args, message->expires_ms);
+    redis_args_add(args, buf_span(&record));
+    redis_args_add(args, message->body);
+    redis_args_number(args, (int64_t)open_recipients(message));
+    redis_args_add(args, keyed ? idempotency->fingerprint : (struct span){0});
+    redis_args_add(args, keyed ? idempotency->answer : (struct span){0});
+    redis_args_text(args, keyed ? "1" : "");
+    redis_args_number(args, (int64_t)message->batch_count);
+    for (size_t i = 0; i < message->batch_count; i++) {
+        add_batch(group->queue, group->shard, args, message, &message->batches[i], due_ms, &record);
+    }
+    if (keyed && args->status == 0) {
+        add_idempotency(group->queue, &group->keys, idempotency);
+    }
+    buf_release(&record);
+}
+
+/* Takes a message that could not be appended out of its group again. */
+static void undo_message(struct enqueue_group *group, size_t bytes_before, size_t args_before)
+{
+    buf_truncate(&group->messages.bytes, bytes_before);
+    group->messages.count = args_before;
+    group->messages.status = 0;
+}
+
+int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
+                  const struct queue_idempotency *idempotency, queue_enqueue_cb cb, void *ctx)
+{
+    int status = queue->closing ? ERR_CLOSED : check_message(message, idempotency);
+    if (status == 0 && !queue_is_up(queue)) {
+        status = ERR_UNAVAILABLE;
+    }
+    if (status == 0 && redis_waiting_bytes(queue->redis) + message->body.len > WAITING_MAX_BYTES) {
+        status = ERR_LIMIT;
+    }
+    if (status != 0) {
+        return status;
+    }
+    uint32_t shard = queue_shard_of_id(queue, message->id);
+    if (queue->groups[shard] == NULL) {
+        queue->groups[shard] = group_new(queue, shard);
+    }
+    struct enqueue_group *group = queue->groups[shard];
+    /* What is already past its expiry is not delayed behind it. */
+    int64_t due_ms = send_at_ms > message->expires_ms ? message->expires_ms : send_at_ms;
+    size_t bytes_before = buf_len(&group->messages.bytes);
+    size_t args_before = group->messages.count;
+    struct redis_args *keys = &group->keys;
+    add_message(group, message, due_ms > 0 ? due_ms : 0, idempotency);
+    if (group->messages.status != 0 || keys->status != 0) {
+        status = group->messages.status != 0 ? group->messages.status : keys->status;
+        undo_message(group, bytes_before, args_before);
+        return status == ERR_NOMEM ? ERR_NOMEM : ERR_LIMIT;
+    }
+    struct enqueue_waiter *waiter = &group->waiters[group->count++];
+    waiter->cb = cb;
+    waiter->ctx = ctx;
+    (void)snprintf(waiter->id, sizeof(waiter->id), "%.*s", SPAN_FMT(message->id));
+    queue_flush_later(queue);
+    if (group->count == GROUP_MESSAGES_MAX || buf_len(&group->messages.bytes) >= GROUP_BYTES_MAX) {
+        /* Its callbacks run when Redis answers; a connection lost this moment is left to the flush.
+         */
+        if (redis_is_up(queue->redis)) {
+            write_groups(queue, shard, shard + 1);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,131 @@
+/* What the files of the queue share: the handle, the stored heads, the script table. Private to
+ * queue/.
+ *
+ * Names of batches: an *entry* is "id/n", or "id/n*KiB" when the body is above 64 KiB, so that the
+ * claim script can bound what it hands out without reading bodies. Lists, leases and delays all
+ * hold entries; README.md has the keys. */
+#ifndef HEAVE_QUEUE_QUEUE_INTERNAL_H
+#define HEAVE_QUEUE_QUEUE_INTERNAL_H
+
+#include "queue/queue.h"
+#include "queue/redis.h"
+
+enum queue_script {
+    SCRIPT_CLAIM,
+    SCRIPT_ENQUEUE,
+    SCRIPT_GATE,
+    SCRIPT_HEARTBEAT,
+    SCRIPT_LIMIT_TAKE,
+    SCRIPT_LIST,
+    SCRIPT_SETTLE,
+    SCRIPT_SHOW,
+    SCRIPT_START,
+    SCRIPT_SWEEP,
+    SCRIPT_TOTALS,
+};
+#define SCRIPT_COUNT 11
+/* queue_scripts.c: by enum queue_script. */
+extern const struct redis_script queue_scripts[SCRIPT_COUNT];
+
+#define QUEUE_SHARDS_MAX 32
+#define QUEUE_NAMES_MAX 300 /* lane, backend and client together */
+#define QUEUE_ENTRY_MAX 80
+#define QUEUE_TAG_MAX 8
+
+/* A (lane, backend) this connection has entered in the shard's set of pairs. */
+struct queue_pair {
+    struct queue_pair *next;
+    uint32_t shard;
+    char name[QUEUE_NAMES_MAX + 2];
+};
+
+struct enqueue_group;
+struct settle_item;
+
+struct queue {
+    struct loop *loop;
+    const struct queue_conf *conf;
+    const struct queue_ops *ops;
+    void *ctx;
+    struct redis *redis;
+    struct redis *listener; /* subscribed to hints; NULL when nobody wants them */
+    struct redis_conf redis_conf;
+    struct redis_conf listener_conf;
+    char instance[17]; /* random, part of every claim token */
+    uint64_t claim_count;
+    uint32_t id_shard;    /* next message's */
+    uint32_t claim_shard; /* where the next claim begins */
+    struct queue_pair *pairs;
+    size_t pair_count;
+    struct enqueue_group *groups[QUEUE_SHARDS_MAX]; /* being filled in this turn */
+    struct enqueue_group *failed_groups;            /* finished at the end of the turn */
+    struct redis_args starts[QUEUE_SHARDS_MAX];     /* entries and tokens of this turn */
+    struct settle_item *settle_first, *settle_last; /* not written yet */
+    size_t settle_bytes;                            /* of those and of unanswered ones */
+    struct loop_task flush_task;
+    struct loop_task hint_task;
+    struct loop_timer heartbeat_timer;
+    struct loop_timer sweep_timer;
+    struct loop_timer settle_timer;
+    struct loop_timer close_timer;
+    struct queue_lease leases; /* sentinel of the ring of leases kept alive */
+    size_t claims_running;
+    bool closing;
+    bool redis_closing;
+    uint32_t open_connections; /* not yet closed while closing */
+    void (*on_closed)(void *ctx);
+    void *closed_ctx;
+};
+
+/* queue.c */
+/* "{h0}" */
+void queue_tag(uint32_t shard, char out[QUEUE_TAG_MAX]);
+uint32_t queue_shard_of_id(const struct queue *queue, struct span id);
+/* Begins the head of a script call: the shard's tag as its first key. */
+void queue_call_begin(uint32_t shard, struct redis_args *head);
+/* Makes sure the pair is in the shard's set. */
+void queue_pair_register(struct queue *queue, uint32_t shard, struct span pair);
+/* Writes out what this turn collected, at its end. */
+void queue_flush_later(struct queue *queue);
+/* The same at once, before a command that must see it. No callback runs. */
+void queue_flush_now(struct queue *queue);
+void queue_close_step(struct queue *queue);
+
+/* queue_enqueue.c */
+void queue_enqueue_write(struct queue *queue);
+void queue_enqueue_flush(struct queue *queue); /* and finishes what could not be written */
+void queue_enqueue_fail(struct queue *queue, int status);
+
+/* queue_settle.c */
+void queue_start_flush(struct queue *queue);
+void queue_settle_flush(struct queue *queue);
+void queue_settle_fail(struct queue *queue, int status);
+/* Holds a batch whose record cannot be read, as it is. */
+void queue_settle_unreadable(struct queue *queue, uint32_t shard, struct span entry,
+                             const char *token, struct span pair);
+void queue_heartbeat(struct queue *queue);
+
+/* queue_record.c: the text heads in front of the stored forms, which the scripts read. */
+struct batch_head {
+    char state; /* R ready, E ready and expired, W delayed, H held, D done */
+    bool started;
+    uint32_t epoch;
+    int64_t due_ms;
+    struct span pair; /* lane|backend */
+    struct span client;
+    struct span reason; /* of H */
+};
+void queue_entry(struct span id, uint32_t number, size_t body_len, char out[QUEUE_ENTRY_MAX]);
+/* "lane|backend" into `out`. Errors: ERR_INVAL (see queue_enqueue). */
+MUST_USE int queue_pair_name(struct span lane, struct span backend, char out[QUEUE_NAMES_MAX + 2]);
+MUST_USE int queue_names_check(struct span lane, struct span backend, struct span client);
+uint64_t queue_charge(size_t body_len, size_t batch_count);
+MUST_USE int queue_batch_store(const struct batch_head *head, const struct batch *batch,
+                               struct buf *out);
+/* Errors: ERR_INVAL, ERR_UNSUPPORTED, ERR_LIMIT, ERR_NOMEM. Spans point into `stored`. */
+MUST_USE int queue_batch_read(struct span stored, struct arena *arena, struct batch_head *out_head,
+                              struct batch *out);
+MUST_USE int queue_message_store(const struct message *message, struct buf *out);
+MUST_USE int queue_message_read(struct span stored, struct message *out, uint32_t *out_batches);
+
+#endif

@@ -1,0 +1,115 @@
+/* One pipelined connection to one Redis server, over base/stream (Unix socket, TCP, TLS). Private
+ * to queue/.
+ *
+ * Must not know: keys, messages, what a script does. Thread: the loop's. The only user of hiredis,
+ * of which only the reply reader and nothing of its sockets is used (Debian 12's 0.14 has no TLS).
+ *
+ * States: AWAY -> (connect, AUTH, SELECT, checks, SCRIPT LOAD) -> UP -> AWAY. Lost connections are
+ * made again with a back-off of 50 ms to 2 s until redis_close(). Commands are taken only while UP;
+ * those written in one turn of the loop leave in one system call, and their callbacks run in the
+ * order of writing.
+ *
+ * Statuses given to callbacks:
+ *   0                the server answered with a value
+ *   ERR_TIMEOUT      the connection was lost, or no answer came for 10 s: whether the command ran
+ * is not known ERR_UNAVAILABLE  the server refused for now (LOADING, READONLY, OOM, MISCONF, BUSY,
+ * NOREPLICAS, CLUSTERDOWN ...); nothing was written. NOSCRIPT is handled here: the script is loaded
+ * and the command repeated once ERR_PROTO        any other error reply (`value->text` has it): a
+ * bug, or data somebody else wrote ERR_CLOSED       the connection was closed by us before an
+ * answer */
+#ifndef HEAVE_QUEUE_REDIS_H
+#define HEAVE_QUEUE_REDIS_H
+
+#include "gateway/base/buf.h"
+#include "gateway/base/loop.h"
+#include "queue/queue.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct redis;
+
+/* One reply, or a part of one. Lent to the callback until it returns. */
+enum redis_type {
+    REDIS_NIL,
+    REDIS_INTEGER,
+    REDIS_TEXT, /* bulk and status strings */
+    REDIS_ERROR,
+    REDIS_ARRAY,
+};
+struct redis_value {
+    enum redis_type type;
+    int64_t integer;
+    struct span text;
+    struct redis_value *items;
+    size_t count;
+};
+
+/* Shorthands for reading replies; a value of another type reads as empty, 0 or nil, so that a reply
+ * nobody expected never leads out of bounds. */
+const struct redis_value *redis_item(const struct redis_value *value, size_t index);
+int64_t redis_integer(const struct redis_value *value); /* integers, and texts of decimal digits */
+
+/* Arguments of a command, encoded as they will be sent. */
+struct redis_args {
+    struct buf bytes;
+    size_t count;
+    int status; /* the first failure to append (ERR_LIMIT, ERR_NOMEM); the call then reports it */
+};
+void redis_args_init(struct redis_args *args);
+void redis_args_release(struct redis_args *args);
+void redis_args_add(struct redis_args *args, struct span value);
+void redis_args_text(struct redis_args *args, const char *value);
+void redis_args_number(struct redis_args *args, int64_t value);
+
+struct redis_script {
+    const char *name;
+    struct span source;
+};
+
+struct redis_conf {
+    const struct queue_conf *server;
+    const struct redis_script *scripts;
+    size_t script_count;
+    const char
+        *subscribe; /* a channel: the connection then only listens, no command may be called */
+};
+
+struct redis_ops {
+    /* Each change; when a connection cannot be made, each new reason. */
+    void (*on_state)(void *ctx, bool up, const char *why);
+    /* A message on the subscribed channel. NULL without one. */
+    void (*on_message)(void *ctx, struct span payload);
+};
+
+/* Starts connecting. `conf` and what it points to must outlive the connection. */
+struct redis *redis_open(struct loop *loop, const struct redis_conf *conf,
+                         const struct redis_ops *ops, void *ctx);
+/* Takes no more commands, waits at most 5 s for answers, then calls `on_closed` and frees. */
+void redis_close(struct redis *redis, void (*on_closed)(void *ctx), void *ctx);
+bool redis_is_up(const struct redis *redis);
+/* Bytes of commands that were not answered yet. */
+size_t redis_waiting_bytes(const struct redis *redis);
+size_t redis_waiting_count(const struct redis *redis);
+
+/* The command that has to follow a group of writes before a yes may be said, at the configured
+ * durability. */
+enum redis_wait {
+    REDIS_WAIT_NONE,
+    REDIS_WAIT_AOF,     /* WAITAOF 1 0: appendfsync is not `always`, Redis >= 7.2 */
+    REDIS_WAIT_REPLICA, /* WAIT 1 */
+};
+enum redis_wait redis_wait_kind(const struct redis *redis);
+
+typedef void (*redis_cb)(void *ctx, int status, const struct redis_value *value);
+
+/* Sends a command (`args`: name and arguments) or runs a script (`head`: its keys first, then
+ * leading arguments; `args`, which may be NULL: more). The arguments are taken over in every case;
+ * init them before using them again. `cb` may be NULL. Errors (no callback then): ERR_UNAVAILABLE
+ * (not up), ERR_LIMIT (above 192 MiB waiting), ERR_NOMEM, ERR_CLOSED. */
+MUST_USE int redis_call(struct redis *redis, struct redis_args *args, redis_cb cb, void *ctx);
+MUST_USE int redis_eval(struct redis *redis, size_t script, size_t key_count,
+                        struct redis_args *head, struct redis_args *args, redis_cb cb, void *ctx);
+
+#endif
