@@ -200,6 +200,9 @@ MUST_USE int conf_load_bytes(const char *file, struct span bytes, const char *co
 struct conf *conf_ref(struct conf *conf);
 void conf_unref(struct conf **conf);
 
+/* Where "tls.cert_file" or "listeners.0.bind" stands in the file; false when it does not (defaults,
+ * environment). For messages of those who use the values. */
+bool conf_where(const struct conf *conf, const char *path, size_t *out_line, size_t *out_column);
 /* The name of a value, as in the file: "smtp", "starttls", ... */
 const char *conf_protocol_name(enum conf_protocol protocol);
 /* What changed between two snapshots and only takes effect after a restart, as option paths with

@@ -1,0 +1,533 @@
+#include "gateway/conf_tree.h"
+
+#include "gateway/base/codec.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <unistd.h>
+
+/* From the checked tree to the structs: process, listeners, queue, lanes. Credentials, backends,
+ * routes and clients are in conf_convert_mail.c. Everything is read even when mistakes were found
+ * before, so that one run shows them all. */
+
+/* A message with more Received fields is in a loop (RFC 5321 6.3; intake.h). */
+#define LOOP_LIMIT 50
+
+struct conf_node *read_section(const struct conf_node *map, const char *key)
+{
+    struct conf_node *node = node_child(map, key);
+    return node != NULL && !node->is_bad && node->kind != CONF_NODE_SCALAR ? node : NULL;
+}
+
+static const struct conf_node *read_good(const struct conf_node *map, const char *key)
+{
+    const struct conf_node *node = node_child(map, key);
+    return node != NULL && !node->is_bad ? node : NULL;
+}
+
+uint64_t read_number_of(const struct conf_node *map, const char *key)
+{
+    const struct conf_node *node = read_good(map, key);
+    return node != NULL ? (uint64_t)node->number : 0;
+}
+
+const char *read_text(const struct conf_node *map, const char *key)
+{
+    const struct conf_node *node = read_good(map, key);
+    return node != NULL && node->kind == CONF_NODE_SCALAR ? node->text : NULL;
+}
+
+void read_strings(struct conf_loader *loader, const struct conf_node *map, const char *key,
+                  const char *const **out_texts, size_t *out_count)
+{
+    const struct conf_node *list = read_section(map, key);
+    if (list == NULL || list->count == 0) {
+        return;
+    }
+    const char **texts = conf_room(loader, list->count, sizeof *texts);
+    size_t count = 0;
+    for (const struct conf_node *at = list->first; at != NULL; at = at->next) {
+        texts[count++] = at->text;
+    }
+    *out_texts = texts;
+    *out_count = count;
+}
+
+uint32_t read_bits(const struct conf_node *map, const char *key)
+{
+    const struct conf_node *list = read_section(map, key);
+    uint32_t bits = 0;
+    for (const struct conf_node *at = list != NULL ? list->first : NULL; at != NULL;
+         at = at->next) {
+        bits |= 1u << at->number;
+    }
+    return bits;
+}
+
+void convert_mistake(struct conf_loader *loader, const struct conf_node *map, const char *path,
+                     const char *key, const char *expected, const char *message)
+{
+    const struct conf_node *node = node_child(map, key);
+    char full[CONF_PATH_MAX];
+    conf_path_join(full, path, key);
+    if (node != NULL && node->origin == CONF_FROM_DEFAULT) {
+        node = NULL; /* a default has no place of its own */
+    }
+    conf_mistake(loader, node != NULL ? node : map, full, expected, "%s", message);
+}
+
+void default_text(struct conf_loader *loader, struct conf_node *map, const char *key,
+                  const char *text)
+{
+    if (map != NULL && map->kind == CONF_NODE_MAP && node_child(map, key) == NULL) {
+        (void)node_add_text(loader, map, key, text, CONF_FROM_DEFAULT);
+    }
+}
+
+/* ---- Process ---- */
+
+static void convert_hostname(struct conf_loader *loader, struct conf_node *root, struct conf *conf)
+{
+    conf->hostname = read_text(root, "hostname");
+    if (conf->hostname == NULL) {
+        return;
+    }
+    struct span name = span_of(conf->hostname);
+    bool is_good = name.len <= 255 && name.data[0] != '.' && name.data[0] != '-';
+    for (size_t i = 0; i < name.len; i++) {
+        char byte = name.data[i];
+        bool is_letter = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z');
+        is_good = is_good &&
+                  (is_letter || (byte >= '0' && byte <= '9') || byte == '.' || byte == '-');
+    }
+    if (!is_good) {
+        convert_mistake(loader, root, "", "hostname", "letters, digits, dots and dashes",
+                        "this is no host name");
+    }
+}
+
+static void convert_process(struct conf_loader *loader, struct conf_node *root, struct conf *conf)
+{
+    convert_hostname(loader, root, conf);
+    conf->roles = read_bits(root, "roles");
+    const struct conf_node *roles = read_section(root, "roles");
+    if (roles != NULL && conf->roles == 0) {
+        convert_mistake(loader, root, "", "roles", "ingest, dispatch or both",
+                        "the process has nothing to do");
+    }
+    const struct conf_node *threads = read_section(root, "threads");
+    conf->ingress_threads = (uint32_t)read_number_of(threads, "ingress");
+    conf->delivery_threads = (uint32_t)read_number_of(threads, "delivery");
+    conf->drain_timeout_ms = (int64_t)read_number_of(root, "drain_timeout");
+    const struct conf_node *log = read_section(root, "log");
+    conf->log = (struct conf_log){
+        .level = (enum log_level)read_number_of(log, "level"),
+        .form = (enum log_form)read_number_of(log, "format"),
+        .full_addresses = read_number_of(log, "addresses") == 1,
+    };
+    const struct conf_node *tls = read_section(root, "tls");
+    conf->tls = (struct conf_tls){
+        .cert_file = read_text(tls, "cert_file"),
+        .key_file = read_text(tls, "key_file"),
+        .min_version = (enum tls_version)read_number_of(tls, "min_version"),
+    };
+    bool has_cert = node_child(tls, "cert_file") != NULL;
+    if (tls != NULL && has_cert != (node_child(tls, "key_file") != NULL)) {
+        convert_mistake(loader, tls, "tls", has_cert ? "cert_file" : "key_file", "",
+                        "cert_file and key_file go together");
+    }
+}
+
+/* ---- Listeners ---- */
+
+static void check_listener(struct conf_loader *loader, const struct conf_node *node,
+                           const char *path, const struct conf_listener *l,
+                           const struct conf_node *tls)
+{
+    if (l->tls == CONF_TLS_STARTTLS && l->protocol != CONF_PROTOCOL_SMTP) {
+        convert_mistake(loader, node, path, "tls", "off or implicit",
+                        "starttls is for smtp listeners");
+    }
+    if (l->tls != CONF_TLS_OFF && node_child(tls, "cert_file") == NULL) {
+        convert_mistake(loader, node, path, "tls", "tls: {cert_file: ..., key_file: ...}",
+                        "a listener with TLS needs a certificate");
+    }
+    if (l->auth == CONF_AUTH_REQUIRED && l->tls == CONF_TLS_OFF && !l->auth_without_tls) {
+        convert_mistake(loader, node, path, "auth", "tls: starttls, or auth_without_tls: true",
+                        "nobody could log in here: AUTH is not offered without TLS");
+    }
+}
+
+static void convert_listener(struct conf_loader *loader, const struct conf_node *node,
+                             struct conf_listener *out)
+{
+    *out = (struct conf_listener){
+        .protocol = (enum conf_protocol)read_number_of(node, "protocol"),
+        .bind = read_text(node, "bind"),
+        .tls = (enum conf_tls_mode)read_number_of(node, "tls"),
+        .auth = (enum conf_auth)read_number_of(node, "auth"),
+        .auth_without_tls = read_number_of(node, "auth_without_tls") == 1,
+        .max_recipients = (uint32_t)read_number_of(node, "max_recipients"),
+        .max_message_bytes = read_number_of(node, "max_message_bytes"),
+        .max_connections = (uint32_t)read_number_of(node, "max_connections"),
+        .idle_timeout_ms = (int64_t)read_number_of(node, "idle_timeout"),
+        .line_endings = (enum conf_line_endings)read_number_of(node, "line_endings"),
+    };
+    read_strings(loader, node, "networks", &out->networks, &out->network_count);
+}
+
+static bool bind_taken(const struct conf_listener *listeners, size_t count, const char *bind)
+{
+    struct span text = span_of(bind);
+    for (size_t i = 0; i < count && !span_ends(text, SPAN_LIT(":0")); i++) {
+        if (listeners[i].bind != NULL && strcmp(listeners[i].bind, bind) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void convert_listeners(struct conf_loader *loader, const struct conf_node *root,
+                              struct conf *conf)
+{
+    const struct conf_node *list = read_section(root, "listeners");
+    size_t room = list != NULL ? list->count : 0;
+    struct conf_listener *listeners = conf_room(loader, room, sizeof *listeners);
+    size_t count = 0;
+    bool takes_mail = false;
+    size_t index = 0;
+    for (const struct conf_node *at = list != NULL ? list->first : NULL; at != NULL;
+         at = at->next, index++) {
+        if (at->kind != CONF_NODE_MAP) {
+            continue;
+        }
+        char path[CONF_PATH_MAX];
+        (void)snprintf(path, sizeof path, "listeners.%zu", index);
+        convert_listener(loader, at, &listeners[count]);
+        const char *bind = listeners[count].bind;
+        if (bind != NULL && bind_taken(listeners, count, bind)) {
+            convert_mistake(loader, at, path, "bind", "", "another listener has this address");
+        }
+        check_listener(loader, at, path, &listeners[count], node_child(root, "tls"));
+        takes_mail = takes_mail || strcmp(node_text(at, "protocol"), "admin") != 0;
+        count++;
+    }
+    if ((conf->roles & CONF_ROLE_INGEST) != 0 && !takes_mail &&
+        (list != NULL || node_child(root, "listeners") == NULL)) {
+        convert_mistake(loader, root, "", "listeners", "- {protocol: smtp, bind: \"0.0.0.0:25\"}",
+                        "the role ingest needs a listener for smtp or http");
+    }
+    conf->listeners = listeners;
+    conf->listener_count = count;
+}
+
+/* ---- Queue ---- */
+
+static const char *url_part(struct conf_loader *loader, struct span part)
+{
+    struct buf out;
+    buf_init_secret(&out, CONF_BYTES_MAX);
+    const char *text = NULL;
+    if (codec_percent_decode(part, false, &out) == ERR_OK &&
+        memchr(buf_span(&out).data, '\0', buf_len(&out)) == NULL) {
+        char *copy = conf_text(loader, buf_span(&out));
+        conf_secret_keep(loader, copy);
+        text = copy;
+    }
+    buf_release(&out);
+    return text;
+}
+
+/* "[user[:password]@]host[:port][/db]". Errors: ERR_INVAL. */
+static int parse_redis_url(struct conf_loader *loader, struct span rest, struct queue_conf *out)
+{
+    struct span authority = span_cut(&rest, '/');
+    uint64_t database = 0;
+    if (rest.len > 0 && span_to_u64(rest, 1000, &database) != ERR_OK) {
+        return ERR_INVAL;
+    }
+    const char *at = authority.len > 0 ? memrchr(authority.data, '@', authority.len) : NULL;
+    if (at != NULL) {
+        struct span password = span_make(authority.data, (size_t)(at - authority.data));
+        struct span user = span_cut(&password, ':');
+        out->user = user.len > 0 ? url_part(loader, user) : NULL;
+        out->password = password.len > 0 ? url_part(loader, password) : NULL;
+        size_t used = (size_t)(at - authority.data) + 1;
+        authority = span_make(authority.data + used, authority.len - used);
+    }
+    struct span host = authority;
+    uint64_t port = 6379;
+    struct span port_text = {.data = NULL, .len = 0};
+    if (span_starts(authority, SPAN_LIT("["))) {
+        size_t end = span_find(authority, ']');
+        host = span_make(authority.data + 1, end > 0 ? end - 1 : 0);
+        port_text = end < authority.len
+                        ? span_make(authority.data + end + 1, authority.len - end - 1)
+                        : port_text;
+    } else {
+        size_t colon = span_find(authority, ':');
+        host.len = colon;
+        port_text = span_make(authority.data + colon, authority.len - colon);
+    }
+    if (host.len == 0 || (port_text.len > 0 && port_text.data[0] != ':')) {
+        return ERR_INVAL;
+    }
+    if (port_text.len > 0 &&
+        span_to_u64(span_make(port_text.data + 1, port_text.len - 1), 65535, &port) != ERR_OK) {
+        return ERR_INVAL;
+    }
+    out->host = conf_text(loader, host);
+    out->port = (uint16_t)port;
+    out->database = (int)database;
+    return ERR_OK;
+}
+
+/* False when the kind of server stays unknown. */
+static bool convert_redis(struct conf_loader *loader, const struct conf_node *node,
+                          struct conf_queue *out)
+{
+    struct span text = span_of(read_text(node, "redis"));
+    if (text.data == NULL) {
+        return false;
+    }
+    if (span_eq(text, SPAN_LIT("embedded"))) {
+        out->kind = CONF_QUEUE_EMBEDDED;
+        out->handle.managed = true;
+        return true;
+    }
+    out->kind = CONF_QUEUE_STANDALONE;
+    conf_secret_keep(loader, (char *)(uintptr_t)text.data);
+    if (span_starts(text, SPAN_LIT("sentinel://")) || span_starts(text, SPAN_LIT("cluster://"))) {
+        convert_mistake(loader, node, "queue", "redis",
+                        "embedded, redis://host:6379/0 or rediss://host:6379/0",
+                        text.data[0] == 's' ? "sentinel:// is not supported by this version"
+                                            : "cluster:// is not supported by this version");
+        return false;
+    }
+    out->use_tls = span_starts(text, SPAN_LIT("rediss://"));
+    size_t scheme = out->use_tls ? 9 : 8;
+    if ((!out->use_tls && !span_starts(text, SPAN_LIT("redis://"))) ||
+        parse_redis_url(loader, span_make(text.data + scheme, text.len - scheme), &out->handle) !=
+            ERR_OK) {
+        convert_mistake(loader, node, "queue", "redis",
+                        "embedded, redis://host:6379/0 or rediss://host:6379/0",
+                        "this is no address of a Redis server");
+        return false;
+    }
+    return true;
+}
+
+/* Options that say nothing for the kind of server that was chosen. */
+static void check_queue(struct conf_loader *loader, const struct conf_node *node,
+                        const struct conf_queue *queue)
+{
+    static const char *const external_only[] = {"user", "password", "ca_file"};
+    static const char *const embedded_only[] = {"data_dir", "redis_server"};
+    bool is_embedded = queue->kind == CONF_QUEUE_EMBEDDED;
+    const char *const *wrong = is_embedded ? external_only : embedded_only;
+    size_t count = is_embedded ? 3 : 2;
+    for (size_t i = 0; i < count; i++) {
+        const struct conf_node *given = node_child(node, wrong[i]);
+        if (given != NULL && given->origin != CONF_FROM_DEFAULT) {
+            convert_mistake(loader, node, "queue", wrong[i], "",
+                            conf_textf(loader, "%s has no meaning with %s Redis server", wrong[i],
+                                       is_embedded ? "the embedded" : "an external"));
+        }
+    }
+    if (queue->ca_file != NULL && !queue->use_tls && !is_embedded) {
+        convert_mistake(loader, node, "queue", "ca_file", "rediss://",
+                        "ca_file has no meaning without TLS");
+    }
+    if (is_embedded && queue->handle.durability == QUEUE_REPLICATED) {
+        convert_mistake(loader, node, "queue", "durability", "fsync or memory",
+                        "the embedded Redis server has no replicas");
+    }
+}
+
+static void convert_queue(struct conf_loader *loader, const struct conf_node *root,
+                          struct conf *conf)
+{
+    const struct conf_node *node = read_section(root, "queue");
+    struct conf_queue *queue = &conf->queue;
+    if (node == NULL) {
+        return;
+    }
+    bool is_known = convert_redis(loader, node, queue);
+    queue->data_dir = read_text(node, "data_dir");
+    queue->server_program = read_text(node, "redis_server");
+    queue->ca_file = read_text(node, "ca_file");
+    const char *user = read_text(node, "user");
+    const char *password = read_text(node, "password");
+    queue->handle.user = user != NULL ? user : queue->handle.user;
+    queue->handle.password = password != NULL ? password : queue->handle.password;
+    queue->handle.durability = (enum queue_durability)read_number_of(node, "durability");
+    queue->handle.shards = (uint32_t)read_number_of(node, "shards");
+    queue->handle.lease_ms = (int64_t)read_number_of(node, "lease");
+    queue->handle.retention_ms = (int64_t)read_number_of(node, "retention");
+    queue->handle.max_bytes = read_number_of(node, "max_bytes");
+    if (is_known) {
+        check_queue(loader, node, queue);
+    }
+}
+
+/* ---- Lanes ---- */
+
+static void convert_lane(struct conf_loader *loader, const struct conf_node *node,
+                         struct conf_lane *out)
+{
+    *out = (struct conf_lane){
+        .name = node->key,
+        .share_percent = (uint32_t)read_number_of(node, "share"),
+        .expires_ms = (int64_t)read_number_of(node, "expires"),
+        .on_unknown = (enum conf_on_unknown)read_number_of(node, "on_unknown"),
+    };
+    int64_t *waits = conf_room(loader, CONF_LADDER_MAX, sizeof *waits);
+    const char *ladder = read_text(node, "retry");
+    if (ladder != NULL &&
+        conf_parse_ladder(span_of(ladder), waits, CONF_LADDER_MAX, &out->retry_count,
+                          &out->retry_last_repeats) == ERR_OK) {
+        out->retry_ms = waits;
+    }
+}
+
+static void convert_lanes(struct conf_loader *loader, const struct conf_node *root,
+                          struct conf *conf)
+{
+    const struct conf_node *list = read_section(root, "lanes");
+    size_t room = list != NULL ? list->count : 0;
+    struct conf_lane *lanes = conf_room(loader, room, sizeof *lanes);
+    const char **names = conf_room(loader, room, sizeof *names);
+    int64_t *expires = conf_room(loader, room, sizeof *expires);
+    size_t count = 0;
+    for (const struct conf_node *at = list != NULL ? list->first : NULL; at != NULL;
+         at = at->next) {
+        if (at->kind == CONF_NODE_MAP) {
+            convert_lane(loader, at, &lanes[count]);
+            names[count] = lanes[count].name;
+            expires[count] = lanes[count].expires_ms;
+            count++;
+        }
+    }
+    conf->lanes = lanes;
+    conf->lane_count = count;
+    conf->intake.lane_names = names;
+    conf->intake.lane_expires_ms = expires;
+    conf->intake.lane_count = count;
+}
+
+static size_t largest_message(const struct conf *conf)
+{
+    uint64_t largest = 0;
+    for (size_t i = 0; i < conf->listener_count; i++) {
+        uint64_t bytes = conf->listeners[i].max_message_bytes;
+        largest = bytes > largest ? bytes : largest;
+    }
+    return (size_t)largest;
+}
+
+void convert_tree(struct conf_loader *loader, struct conf_node *root, struct conf *conf)
+{
+    convert_process(loader, root, conf);
+    convert_listeners(loader, root, conf);
+    convert_queue(loader, root, conf);
+    convert_lanes(loader, root, conf);
+    convert_mail(loader, root, conf);
+    conf->intake.hostname = conf->hostname;
+    conf->intake.route = &conf->route;
+    conf->intake.max_received = LOOP_LIMIT;
+    conf->intake.max_message_bytes = largest_message(conf);
+}
+
+/* ---- Defaults that are computed ---- */
+
+static uint32_t default_threads(void)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (cores <= 2) {
+        return 1;
+    }
+    return cores >= 32 ? 16 : (uint32_t)cores / 2;
+}
+
+static void default_process(struct conf_loader *loader, struct conf_node *root)
+{
+    char name[HOST_NAME_MAX + 1] = "";
+    if (gethostname(name, sizeof name) != 0 || name[0] == '\0') {
+        (void)snprintf(name, sizeof name, "localhost");
+    }
+    default_text(loader, root, "hostname", name);
+    struct conf_node *threads = node_child(root, "threads");
+    if (threads == NULL || node_is_null(threads)) {
+        threads = threads != NULL ? threads
+                                  : node_add_text(loader, root, "threads", "", CONF_FROM_DEFAULT);
+        threads->kind = CONF_NODE_MAP;
+    }
+    char ingress[24];
+    (void)snprintf(ingress, sizeof ingress, "%u", (unsigned)default_threads());
+    default_text(loader, threads, "ingress", ingress);
+    default_text(loader, threads, "delivery", node_text(threads, "ingress"));
+}
+
+static void default_backend(struct conf_loader *loader, struct conf_node *node)
+{
+    const char *type = node_text(node, "type");
+    const struct backend_defaults *known = backend_defaults(type);
+    if (known == NULL || node->kind != CONF_NODE_MAP) {
+        return;
+    }
+    bool is_smtp = strcmp(type, "hve") == 0 || strcmp(type, "smtp") == 0;
+    char number[40];
+    (void)snprintf(number, sizeof number, "%u",
+                   known->recipients < BATCH_RECIPIENTS_MAX ? known->recipients
+                                                            : BATCH_RECIPIENTS_MAX);
+    default_text(loader, node, "recipients_per_message", number);
+    (void)snprintf(number, sizeof number, "%llu", (unsigned long long)known->message_bytes);
+    default_text(loader, node, "message_bytes", number);
+    (void)snprintf(number, sizeof number, "%u", known->concurrency);
+    /* Whoever sets connections alone means to send over all of them. */
+    default_text(loader, node, "concurrency",
+                 is_smtp && node_text(node, "connections")[0] != '\0'
+                     ? node_text(node, "connections")
+                     : number);
+    if (is_smtp) {
+        default_text(loader, node, "connections", node_text(node, "concurrency"));
+        (void)snprintf(number, sizeof number, "%u",
+                       strcmp(node_text(node, "tls"), "implicit") == 0 ? 465u
+                                                                       : (unsigned)known->port);
+        default_text(loader, node, "port", number);
+        bool logs_in = strcmp(type, "hve") == 0 || node_child(node, "user") != NULL;
+        default_text(loader, node, "auth", logs_in ? "login" : "none");
+    }
+    if (known->host != NULL) {
+        default_text(loader, node, is_smtp ? "host" : "endpoint", known->host);
+    }
+    struct conf_node *timeouts = node_child(node, "timeouts");
+    if (timeouts == NULL || node_is_null(timeouts)) {
+        timeouts = timeouts != NULL
+                       ? timeouts
+                       : node_add_text(loader, node, "timeouts", "", CONF_FROM_DEFAULT);
+        timeouts->kind = CONF_NODE_MAP;
+    }
+    default_text(loader, timeouts, "reply", is_smtp ? "10m" : "60s");
+}
+
+void convert_defaults(struct conf_loader *loader, struct conf_node *root)
+{
+    default_process(loader, root);
+    const struct conf_node *listeners = node_child(root, "listeners");
+    for (struct conf_node *at = listeners != NULL ? listeners->first : NULL; at != NULL;
+         at = at->next) {
+        default_text(loader, at, "idle_timeout",
+                     strcmp(node_text(at, "protocol"), "smtp") == 0 ? "5m" : "75s");
+    }
+    const struct conf_node *backends = node_child(root, "backends");
+    for (struct conf_node *at = backends != NULL ? backends->first : NULL; at != NULL;
+         at = at->next) {
+        default_backend(loader, at);
+    }
+    const struct conf_node *clients = node_child(root, "clients");
+    for (struct conf_node *at = clients != NULL ? clients->first : NULL; at != NULL;
+         at = at->next) {
+        default_text(loader, at, "choose_lane", node_child(at, "lane") == NULL ? "true" : "false");
+    }
+}
