@@ -162,13 +162,6 @@ int hve_rewrite(struct span message, struct span account, struct buf *out_header
 #define CONNECTIONS_DEFAULT 4
 #define CONNECTIONS_MAX 100
 
-struct hve {
-    struct backend base;
-    struct smtp_pool *pool;
-    void (*on_closed)(void *ctx);
-    void *closed_ctx;
-};
-
 /* services.md 1.1, 1.2: STARTTLS with a verified certificate, and a sign-in per account, always. */
 static int check_conf(const struct backend_conf *conf, struct err *err)
 {
@@ -232,50 +225,13 @@ static int hve_open(const struct backend_env *env, const struct backend_conf *co
         .sender_is_account = true,
         .rewrite = hve_rewrite,
     };
-    struct smtp_pool *pool = NULL;
-    rc = smtp_pool_open(&pool_conf, &pool, err);
-    if (rc != 0) {
-        return rc;
-    }
-    struct hve *hve = mem_zero(sizeof *hve);
-    hve->base = (struct backend){.ops = &backend_hve_ops, .conf = conf};
-    hve->pool = pool;
-    *out = &hve->base;
-    return 0;
-}
-
-static size_t hve_room(const struct backend *backend)
-{
-    return smtp_pool_room(((const struct hve *)backend)->pool);
-}
-
-static int hve_deliver(struct backend *backend, struct delivery *delivery)
-{
-    return smtp_pool_deliver(((struct hve *)backend)->pool, delivery);
-}
-
-static void on_pool_closed(void *ctx)
-{
-    struct hve *hve = ctx;
-    void (*on_closed)(void *ctx) = hve->on_closed;
-    void *closed_ctx = hve->closed_ctx;
-    mem_free(hve);
-    on_closed(closed_ctx);
-}
-
-static void hve_close(struct backend *backend, int64_t grace_ms, void (*on_closed)(void *ctx),
-                      void *ctx)
-{
-    struct hve *hve = (struct hve *)backend;
-    hve->on_closed = on_closed;
-    hve->closed_ctx = ctx;
-    smtp_pool_close(&hve->pool, grace_ms, on_pool_closed, hve);
+    return smtp_pool_open(&pool_conf, &backend_hve_ops, out, err);
 }
 
 const struct backend_ops backend_hve_ops = {
     .type = "hve",
     .open = hve_open,
-    .room = hve_room,
-    .deliver = hve_deliver,
-    .close = hve_close,
+    .room = smtp_pool_room,
+    .deliver = smtp_pool_deliver,
+    .close = smtp_pool_close,
 };

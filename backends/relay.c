@@ -7,13 +7,6 @@
 #define CONNECTIONS_DEFAULT 10
 #define CONNECTIONS_MAX 100
 
-struct relay {
-    struct backend base;
-    struct smtp_pool *pool;
-    void (*on_closed)(void *ctx);
-    void *closed_ctx;
-};
-
 static int check_auth(const struct backend_conf *conf, struct err *err)
 {
     switch (conf->auth) {
@@ -65,50 +58,13 @@ static int relay_open(const struct backend_env *env, const struct backend_conf *
         .kind = KIND_RELAY,
         .connections = connections(conf),
     };
-    struct smtp_pool *pool = NULL;
-    rc = smtp_pool_open(&pool_conf, &pool, err);
-    if (rc != 0) {
-        return rc;
-    }
-    struct relay *relay = mem_zero(sizeof *relay);
-    relay->base = (struct backend){.ops = &backend_smtp_ops, .conf = conf};
-    relay->pool = pool;
-    *out = &relay->base;
-    return 0;
-}
-
-static size_t relay_room(const struct backend *backend)
-{
-    return smtp_pool_room(((const struct relay *)backend)->pool);
-}
-
-static int relay_deliver(struct backend *backend, struct delivery *delivery)
-{
-    return smtp_pool_deliver(((struct relay *)backend)->pool, delivery);
-}
-
-static void on_pool_closed(void *ctx)
-{
-    struct relay *relay = ctx;
-    void (*on_closed)(void *ctx) = relay->on_closed;
-    void *closed_ctx = relay->closed_ctx;
-    mem_free(relay);
-    on_closed(closed_ctx);
-}
-
-static void relay_close(struct backend *backend, int64_t grace_ms, void (*on_closed)(void *ctx),
-                        void *ctx)
-{
-    struct relay *relay = (struct relay *)backend;
-    relay->on_closed = on_closed;
-    relay->closed_ctx = ctx;
-    smtp_pool_close(&relay->pool, grace_ms, on_pool_closed, relay);
+    return smtp_pool_open(&pool_conf, &backend_smtp_ops, out, err);
 }
 
 const struct backend_ops backend_smtp_ops = {
     .type = "smtp",
     .open = relay_open,
-    .room = relay_room,
-    .deliver = relay_deliver,
-    .close = relay_close,
+    .room = smtp_pool_room,
+    .deliver = smtp_pool_deliver,
+    .close = smtp_pool_close,
 };

@@ -77,7 +77,9 @@ struct connection {
     bool counted_connecting;
 };
 
+/* `base` is first: the kinds know this object as a struct backend. */
 struct smtp_pool {
+    struct backend base;
     struct backend_env env;
     const struct backend_conf *conf;
     struct smtp_pool_conf pool_conf;
@@ -152,8 +154,9 @@ static size_t account_room(const struct account *account)
     return slots > account->load ? slots - account->load : 0;
 }
 
-size_t smtp_pool_room(const struct smtp_pool *pool)
+size_t smtp_pool_room(const struct backend *backend)
 {
+    const struct smtp_pool *pool = (const struct smtp_pool *)backend;
     size_t room = 0;
     if (pool->closing) {
         return 0;
@@ -759,8 +762,9 @@ static void account_init(struct smtp_pool *pool, struct account *account,
     const struct backend_conf *conf = pool->conf;
     bool signs_in = who != NULL && conf->auth != BACKEND_AUTH_NONE;
     account->pool = pool;
-    account->name = who != NULL ? who->user : conf->host;
-    account->address = span_of(who != NULL ? who->user : "");
+    const char *user = who != NULL ? who->user : NULL;
+    account->name = user != NULL ? user : conf->host;
+    account->address = span_of(user);
     account->connections = mem_zero(pool->pool_conf.connections * sizeof *account->connections);
     account->client = (struct smtp_client_conf){
         .hostname = conf->hostname,
@@ -776,7 +780,8 @@ static void account_init(struct smtp_pool *pool, struct account *account,
     };
 }
 
-int smtp_pool_open(const struct smtp_pool_conf *conf, struct smtp_pool **out, struct err *err)
+int smtp_pool_open(const struct smtp_pool_conf *conf, const struct backend_ops *ops,
+                   struct backend **out, struct err *err)
 {
     ASSERT(conf->connections > 0);
     struct tls_context *tls = NULL;
@@ -793,6 +798,7 @@ int smtp_pool_open(const struct smtp_pool_conf *conf, struct smtp_pool **out, st
         }
     }
     struct smtp_pool *pool = mem_zero(sizeof *pool);
+    pool->base = (struct backend){.ops = ops, .conf = conf->conf};
     pool->env = *conf->env;
     pool->conf = conf->conf;
     pool->pool_conf = *conf;
@@ -803,7 +809,7 @@ int smtp_pool_open(const struct smtp_pool_conf *conf, struct smtp_pool **out, st
         account_init(pool, &pool->accounts[i],
                      conf->conf->account_count > 0 ? &conf->conf->accounts[i] : NULL);
     }
-    *out = pool;
+    *out = &pool->base;
     return 0;
 }
 
@@ -820,9 +826,12 @@ static struct account *pick_account(struct smtp_pool *pool)
     return NULL;
 }
 
-int smtp_pool_deliver(struct smtp_pool *pool, struct delivery *delivery)
+int smtp_pool_deliver(struct backend *backend, struct delivery *delivery)
 {
-    if (delivery->recipient_count == 0 || delivery->recipient_count > BATCH_RECIPIENTS_MAX) {
+    struct smtp_pool *pool = (struct smtp_pool *)backend;
+    uint32_t limit = pool->conf->recipients_per_message;
+    if (delivery->recipient_count == 0 || delivery->recipient_count > BATCH_RECIPIENTS_MAX ||
+        (limit > 0 && delivery->recipient_count > limit)) {
         return ERR_INVAL;
     }
     struct account *account = pool->closing ? NULL : pick_account(pool);
@@ -855,14 +864,13 @@ static void on_grace(void *ctx)
     work_later(pool);
 }
 
-void smtp_pool_close(struct smtp_pool **pool, int64_t grace_ms, void (*on_closed)(void *ctx),
+void smtp_pool_close(struct backend *backend, int64_t grace_ms, void (*on_closed)(void *ctx),
                      void *ctx)
 {
-    struct smtp_pool *closing = *pool;
-    *pool = NULL;
-    closing->closing = true;
-    closing->on_closed = on_closed;
-    closing->closed_ctx = ctx;
-    loop_timer_start(closing->env.loop, &closing->grace, grace_ms, on_grace, closing);
-    work_later(closing);
+    struct smtp_pool *pool = (struct smtp_pool *)backend;
+    pool->closing = true;
+    pool->on_closed = on_closed;
+    pool->closed_ctx = ctx;
+    loop_timer_start(pool->env.loop, &pool->grace, grace_ms, on_grace, pool);
+    work_later(pool);
 }

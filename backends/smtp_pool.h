@@ -26,8 +26,6 @@
 #include "backends/backend.h"
 #include "backends/verdicts.h"
 
-struct smtp_pool;
-
 /* Makes what is sent for `account` of a message: a new header section in `out_header` and the rest
  * of the message, untouched, in `out_rest`. Pure. Errors: ERR_LIMIT, ERR_NOMEM. */
 typedef int (*smtp_rewrite_fn)(struct span message, struct span account, struct buf *out_header,
@@ -43,14 +41,14 @@ struct smtp_pool_conf {
     smtp_rewrite_fn rewrite; /* NULL: messages go as they are */
 };
 
-/* Opens no connection yet. Errors: ERR_INVAL, ERR_IO (ca_file), with a sentence. */
-MUST_USE int smtp_pool_open(const struct smtp_pool_conf *conf, struct smtp_pool **out,
-                            struct err *err);
-/* As backend_ops.room and .deliver. */
-size_t smtp_pool_room(const struct smtp_pool *pool);
-MUST_USE int smtp_pool_deliver(struct smtp_pool *pool, struct delivery *delivery);
-/* As backend_ops.close; frees the pool. `on_closed` runs later. */
-void smtp_pool_close(struct smtp_pool **pool, int64_t grace_ms, void (*on_closed)(void *ctx),
+/* Makes the backend object of a kind, whose `ops` name the functions below beside its own open.
+ * Opens no connection yet. Errors: ERR_INVAL, ERR_IO (ca_file), with a sentence. */
+MUST_USE int smtp_pool_open(const struct smtp_pool_conf *conf, const struct backend_ops *ops,
+                            struct backend **out, struct err *err);
+/* backend_ops.room, .deliver and .close. */
+size_t smtp_pool_room(const struct backend *backend);
+MUST_USE int smtp_pool_deliver(struct backend *backend, struct delivery *delivery);
+void smtp_pool_close(struct backend *backend, int64_t grace_ms, void (*on_closed)(void *ctx),
                      void *ctx);
 
 #endif
