@@ -1,0 +1,67 @@
+#include "gateway/api/admin.h"
+
+#include "gateway/api/messages.h"
+#include "gateway/api/problem.h"
+#include "gateway/base/clock.h"
+
+static json_t *admin_depth(const struct queue_depth *depth, int64_t now_ms)
+{
+    json_t *row = json_object();
+    (void)json_object_set_new(row, "lane", api_text(depth->lane));
+    (void)json_object_set_new(row, "backend", api_text(depth->backend));
+    json_t *batches = json_object();
+    for (int state = 0; state < BATCH_DONE; state++) {
+        (void)json_object_set_new(batches, batch_state_name((enum batch_state)state),
+                                  json_integer(depth->batches[state]));
+    }
+    (void)json_object_set_new(row, "batches", batches);
+    bool has_oldest = depth->oldest_ready_ms > 0;
+    int64_t age = has_oldest && now_ms > depth->oldest_ready_ms ? now_ms - depth->oldest_ready_ms
+                                                                : 0;
+    (void)json_object_set_new(row, "oldest_ready_at", api_time(depth->oldest_ready_ms));
+    (void)json_object_set_new(row, "oldest_ready_age_ms",
+                              has_oldest ? json_integer(age) : json_null());
+    return row;
+}
+
+static void admin_on_totals(void *ctx, int status, const struct queue_totals *totals)
+{
+    struct api_call *call = ctx;
+    if (!api_call_resume(call)) {
+        return;
+    }
+    if (status != 0) {
+        api_unavailable(call, "The queue cannot be reached.");
+        return;
+    }
+    int64_t now = clock_wall_ms();
+    json_t *body = json_object();
+    json_t *rows = json_array();
+    for (size_t i = 0; i < totals->depth_count; i++) {
+        (void)json_array_append_new(rows, admin_depth(&totals->depths[i], now));
+    }
+    (void)json_object_set_new(body, "queues", rows);
+    (void)json_object_set_new(body, "bytes", json_integer(totals->bytes));
+    (void)json_object_set_new(body, "messages_open", json_integer(totals->messages_open));
+    json_t *recipients = json_object();
+    for (int state = 0; state < RECIPIENT_STATE_COUNT; state++) {
+        (void)json_object_set_new(recipients, recipient_state_name((enum recipient_state)state),
+                                  json_integer(totals->recipients[state]));
+    }
+    (void)json_object_set_new(body, "recipients", recipients);
+    api_call_json(call, 200, NULL, 0, body);
+}
+
+void admin_queue(struct api_call *call)
+{
+    if (queue_totals(call->api->conf.queue, admin_on_totals, call) != 0) {
+        api_unavailable(call, "The queue cannot be reached.");
+        return;
+    }
+    api_call_wait(call);
+}
+
+void admin_messages(struct api_call *call)
+{
+    messages_list_all(call);
+}
