@@ -162,7 +162,9 @@ static struct tls_context *context_new(bool server)
     context->wire = wire_method();
     (void)SSL_CTX_set_options(context->ssl, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION |
                                                 SSL_OP_CIPHER_SERVER_PREFERENCE);
-    (void)SSL_CTX_set_mode(context->ssl, SSL_MODE_RELEASE_BUFFERS);
+    /* What is sent as chain is what the file holds, not what the trusted roots happen to complete.
+     */
+    (void)SSL_CTX_set_mode(context->ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_NO_AUTO_CHAIN);
     /* Resumption is by tickets, which cost this side no memory. */
     (void)SSL_CTX_set_session_cache_mode(context->ssl, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_default_passwd_cb(context->ssl, no_password);
