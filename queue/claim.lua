@@ -96,7 +96,7 @@ for i = 1, #taken do
 end
 local stored = redis.call('MGET', unpack(keys))
 local batches, ends, tokens, ids, seen = {}, {}, {}, {}, {}
-local lease_end = now + lease_ms
+local lease_end = string.format('%.0f', now + lease_ms)
 keys = {}
 for i = 1, #taken do
     local entry, state = taken[i], stored[i] and string.byte(stored[i])

@@ -193,6 +193,8 @@ static int write_conf(const struct embedded *embedded, struct err *err)
         "appendonly yes\nappendfilename appendonly.aof\naof-use-rdb-preamble yes\naof-load-truncated yes\n"
         "no-appendfsync-on-rewrite no\nauto-aof-rewrite-percentage 100\nauto-aof-rewrite-min-size 256mb\n"
         "maxmemory-policy noeviction\nstop-writes-on-bgsave-error no\nlazyfree-lazy-user-del yes\n"
+        /* Leases are small but busy: in the compact form every look-up would scan them. */
+        "hash-max-ziplist-entries 8\nzset-max-ziplist-entries 8\n"
         "slowlog-log-slower-than -1\nmaxclients 1000\ntimeout 0\n",
         file);
     (void)fprintf(file, "appendfsync %s\n",

@@ -9,7 +9,7 @@ for i = 2, #ARGV, 3 do
 end
 local leased = redis.call('HMGET', tag .. ':t', unpack(entries))
 local time = redis.call('TIME')
-local lease_end = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
+local lease_end = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[1])
 local ends, marks, replies = {}, {}, {}
 for i = 1, #entries do
     local token, lease = ARGV[3 * i], leased[i]
