@@ -109,22 +109,16 @@ static bool read_file(const char *path, struct buf *out)
     return good;
 }
 
-/* "hve-12" */
-static int read_transaction(struct span text, enum sim_service *out_service, uint64_t *out_number)
-{
-    struct span number = text;
-    if (sim_service_find(span_cut(&number, '-'), out_service) != 0) {
-        return ERR_INVAL;
-    }
-    return span_to_u64(number, UINT64_MAX, out_number);
-}
-
 static int find_transaction(struct control *control, struct http_request *request,
                             enum sim_service *out_service, uint64_t *out_number)
 {
     struct span text = {0};
     if (http_request_query(request, "transaction", &text)) {
-        return read_transaction(text, out_service, out_number);
+        struct span service = {0};
+        return http_request_query(request, "service", &service) &&
+                       sim_service_find(service, out_service) == 0
+                   ? span_to_u64(text, UINT64_MAX, out_number)
+                   : ERR_INVAL;
     }
     if (http_request_query(request, "message_id", &text)) {
         return ledger_find(control->sim->ledger, text, query_number(request, "index", 0),
@@ -144,8 +138,9 @@ static void get_body(struct control *control, struct http_request *request)
         return;
     }
     if (find_transaction(control, request, &service, &number) != 0) {
-        answer_problem(request, 404,
-                       "There is no such message; ask with transaction= or message_id=.");
+        answer_problem(
+            request, 404,
+            "There is no such message; ask with service= and transaction=, or message_id=.");
         return;
     }
     struct buf out;

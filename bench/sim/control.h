@@ -1,12 +1,13 @@
-/* The control port: plain HTTP for tests (product.md section 8).
+/* The control port: plain HTTP for tests (product.md section 8), on loopback only.
  *
- *     GET  /summary                     counters of every service
- *     GET  /deliveries                  NDJSON; ?service= &message_id= &recipient= &offset= &limit=
- * (250000); when more follow, the header x-next-offset says where to go on GET
- * /bodies?transaction=hve-1    a stored message; or ?message_id=...&index=0 (--keep-bodies)
- *     GET|POST|DELETE /fault            list, add (object or list of them), remove all
- *     POST /reset                       empties ledger, quotas, closed periods, operations; faults
- * stay GET  /livez                       200
+ *     GET /summary      counters of every service
+ *     GET /deliveries   NDJSON; filters ?service= &message_id= &recipient=, pages &offset= &limit=
+ *                       (250000); x-next-offset says where to go on when more follow
+ *     GET /bodies       ?service=hve&transaction=1, or ?message_id=..&index=0: a stored message
+ *                       (--keep-bodies)
+ *     GET /fault        the faults with their hits; POST adds, DELETE removes all
+ *     POST /reset       empties ledger, quotas, closed periods, operations; faults stay
+ *     GET /livez        200
  *
  * Thread: the loop's. */
 #ifndef HEAVE_BENCH_SIM_CONTROL_H

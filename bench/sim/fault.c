@@ -26,10 +26,10 @@ static const char *const KIND_NAMES[FAULT_KIND_COUNT] = {
     [FAULT_BAD_CERTIFICATE] = "bad_certificate",
 };
 static const char *const PHASE_NAMES[FAULT_PHASE_COUNT] = {
-    [PHASE_CONNECT] = "connect",   [PHASE_EHLO] = "ehlo", [PHASE_STARTTLS] = "starttls",
-    [PHASE_AUTH] = "auth",         [PHASE_MAIL] = "mail", [PHASE_RCPT] = "rcpt",
-    [PHASE_DATA] = "data",         [PHASE_END] = "end",   [PHASE_REQUEST] = "request",
-    [PHASE_ACCEPTED] = "accepted",
+    [PHASE_TLS] = "tls",           [PHASE_CONNECT] = "connect",   [PHASE_EHLO] = "ehlo",
+    [PHASE_STARTTLS] = "starttls", [PHASE_AUTH] = "auth",         [PHASE_MAIL] = "mail",
+    [PHASE_RCPT] = "rcpt",         [PHASE_DATA] = "data",         [PHASE_END] = "end",
+    [PHASE_REQUEST] = "request",   [PHASE_ACCEPTED] = "accepted",
 };
 
 struct faults *faults_new(uint64_t seed)
@@ -68,7 +68,7 @@ static enum fault_phase default_phase(enum sim_service service, enum fault_kind 
 {
     switch (kind) {
     case FAULT_BAD_CERTIFICATE:
-        return PHASE_CONNECT;
+        return PHASE_TLS;
     case FAULT_LOST_ANSWER:
         return PHASE_ACCEPTED;
     case FAULT_TOKEN_EXPIRED:
@@ -85,19 +85,33 @@ static enum fault_phase default_phase(enum sim_service service, enum fault_kind 
     UNREACHABLE();
 }
 
+/* The one or two places where a kind makes sense. */
+static bool phase_fits(const struct fault *fault)
+{
+    switch (fault->kind) {
+    case FAULT_BAD_CERTIFICATE:
+        return fault->phase == PHASE_TLS;
+    case FAULT_LOST_ANSWER:
+        return fault->phase == PHASE_ACCEPTED;
+    case FAULT_TOKEN_EXPIRED:
+        return fault->phase == default_phase(fault->service, fault->kind);
+    case FAULT_THROTTLE:
+    case FAULT_STATUS:
+    case FAULT_REPLY:
+    case FAULT_HANG:
+    case FAULT_SLOW:
+    case FAULT_RESET:
+        break;
+    }
+    if (fault->service == SIM_HVE) {
+        return fault->phase != PHASE_TLS && fault->phase != PHASE_REQUEST;
+    }
+    return fault->phase == PHASE_REQUEST || fault->phase == PHASE_ACCEPTED;
+}
+
 static int check_phase(const struct fault *fault, struct err *err)
 {
-    bool fits = fault->phase == PHASE_ACCEPTED || fault->phase == PHASE_CONNECT ||
-                (fault->service == SIM_HVE ? fault->phase != PHASE_REQUEST
-                                           : fault->phase == PHASE_REQUEST);
-    if (fault->kind == FAULT_BAD_CERTIFICATE) {
-        fits = fault->phase == PHASE_CONNECT;
-    } else if (fault->kind == FAULT_LOST_ANSWER) {
-        fits = fault->phase == PHASE_ACCEPTED;
-    } else if (fault->service != SIM_HVE && fault->phase == PHASE_CONNECT) {
-        fits = false;
-    }
-    if (!fits) {
+    if (!phase_fits(fault)) {
         return err_set(err, ERR_INVAL, "A %s fault of %s cannot happen at \"%s\".",
                        KIND_NAMES[fault->kind], sim_service_name(fault->service),
                        PHASE_NAMES[fault->phase]);

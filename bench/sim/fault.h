@@ -1,29 +1,31 @@
 /* Faults: what a simulator is told to do wrong, how often, and where.
  *
- * A fault as JSON (POST /fault, an object or a list of them) or as SPEC
- * "service:kind[:key=value]...":
+ * A fault is JSON (POST /fault, an object or a list of them) or SPEC "service:kind[:key=value]...",
+ * in which text= comes last:
  *
  *     {"service":"acs","kind":"throttle","retry_after":5,"count":3}
- * acs:throttle:retry_after=5:count=3
- *     {"service":"hve","kind":"reply","phase":"rcpt","match":"bob@","text":"550 5.1.10
- * RESOLVER.ADR.RecipientNotFound"}
+ *     acs:throttle:retry_after=5:count=3
+ *     hve:reply:phase=rcpt:match=bob@:text=550 5.1.10 RESOLVER.ADR.RecipientNotFound
  *
- * | kind            | effect |
- * |-----------------|------------------------------------------------------------------------------------------------|
- * | throttle        | 429 with Retry-After (default 5 s), closed for that time; HVE: 432 (`text`
- * changes it)         | | status, reply   | answers `status` with `code` and `text`; HVE: the line
- * `text`, or `status` and `text`          | | lost_answer     | accepts and records, then drops the
- * connection without an answer                               | | hang            | never answers |
- * | slow            | answers `delay_ms` later (default 1000) | | reset           | drops the
- * connection before anything is accepted                                               | |
- * token_expired   | 401 / 535 5.7.143; the token service issues tokens that are already expired |
- * | bad_certificate | the next connections get a certificate nobody trusts |
+ *     throttle         429 with Retry-After (5 s), and closed for that time. HVE: 432, or `text`;
+ *                      closed for retry_after only when that is given
+ *     status, reply    answers `status` with `code` and `text`; `retry_after` closes as throttle
+ *                      does. HVE: the line `text`, or `status` and `text`. HTTP reply: `text` is
+ *                      the whole body
+ *     lost_answer      accepts and records, then drops the connection without an answer
+ *     hang             never answers
+ *     slow             answers `delay_ms` (1000) later
+ *     reset            drops the connection before anything is accepted
+ *     token_expired    401, HVE 535 5.7.143; the token service issues tokens that have expired
+ *     bad_certificate  a connection gets a certificate nobody trusts
  *
- * `phase` says where: HVE connect, ehlo, starttls, auth, mail, rcpt, data (instead of 354), end
- * (after the final dot), accepted (the message is recorded, the answer is not given yet); HTTP
- * request or accepted. Defaults: HVE throttle, status, reply and reset at data, slow and hang at
- * end; HTTP at request; lost_answer at accepted. `probability` (1) and `count` (no end) limit it;
- * `match` is a text that must occur in the command or request path and recipients.
+ * `phase` says where. HVE: connect, ehlo, starttls, auth, mail, rcpt, data (instead of 354), end
+ * (after the final dot), accepted (recorded, not answered). HTTP: request, accepted. The default is
+ * data or request; for slow and hang at HVE end; for lost_answer accepted; for token_expired at HVE
+ * auth; for bad_certificate tls, its only place.
+ *
+ * `probability` (1) and `count` (no end) limit it. `match` is a text that must occur in the command
+ * (HVE; at end all recipients, at accepted the Message-ID) or in the target and body (HTTP).
  *
  * Thread: the loop's. */
 #ifndef HEAVE_BENCH_SIM_FAULT_H
@@ -51,6 +53,7 @@ enum fault_kind {
 #define FAULT_KIND_COUNT 9
 
 enum fault_phase {
+    PHASE_TLS,
     PHASE_CONNECT,
     PHASE_EHLO,
     PHASE_STARTTLS,
@@ -62,7 +65,7 @@ enum fault_phase {
     PHASE_REQUEST,
     PHASE_ACCEPTED,
 };
-#define FAULT_PHASE_COUNT 10
+#define FAULT_PHASE_COUNT 11
 
 #define FAULT_TEXT_MAX 500
 struct fault {

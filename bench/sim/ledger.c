@@ -314,9 +314,9 @@ static int write_entry(const struct ledger *ledger, const struct entry *entry, s
         result = text_json(out, span_make(entry->recipient, entry->len));
     }
     if (result == 0) {
-        result = buf_printf(
-            out, ",\"transaction\":\"%s-%" PRIu64 "\",\"bytes\":%" PRIu64 ",\"at\":\"%s\"}\n",
-            service, transaction->number, transaction->bytes, at);
+        result = buf_printf(out,
+                            ",\"transaction\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"at\":\"%s\"}\n",
+                            transaction->number, transaction->bytes, at);
     }
     return result;
 }

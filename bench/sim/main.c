@@ -26,8 +26,8 @@ struct services {
 struct tls_context *sim_tls_for(struct sim *sim, enum sim_service service,
                                 struct tls_context *usual)
 {
-    const struct fault *fault = faults_take(sim->faults, service, PHASE_CONNECT, (struct span){0});
-    return fault != NULL && fault->kind == FAULT_BAD_CERTIFICATE ? sim->tls_bad : usual;
+    const struct fault *fault = faults_take(sim->faults, service, PHASE_TLS, (struct span){0});
+    return fault != NULL ? sim->tls_bad : usual; /* bad_certificate is the only kind there */
 }
 
 void sim_body_path(const struct sim *sim, enum sim_service service, uint64_t transaction, char *out,

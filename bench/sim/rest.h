@@ -4,8 +4,8 @@
  * took it. Every call is answered exactly once by rest_reply() or rest_drop(), at once or later;
  * afterwards the call is gone.
  *
- *     head -> (begin) -> body -> faults at "request" -> handle -> [rest_accepted: faults at
- * "accepted"] -> rest_reply
+ *     head -> begin() -> body -> closed? -> faults at "request" -> handle()
+ *             handle() -> [recorded: rest_accepted(), faults at "accepted"] -> rest_reply()
  *
  * Thread: the loop's. */
 #ifndef HEAVE_BENCH_SIM_REST_H

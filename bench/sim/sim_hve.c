@@ -589,6 +589,9 @@ int hve_open(struct sim *sim, struct hve **out, struct err *err)
 void hve_close(struct hve **hve)
 {
     struct hve *closing = *hve;
+    if (closing == NULL) {
+        return;
+    }
     *hve = NULL;
     listener_close(&closing->listener);
     closing->closing = true;

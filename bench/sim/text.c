@@ -116,8 +116,9 @@ static int finish_element(struct collector *c, int (*fn)(void *ctx, struct span 
 {
     struct span address = span_trim(span_make(c->text, c->len));
     bool usable = !c->too_long && span_find(address, '@') < address.len;
+    int result = usable ? fn(ctx, address) : 0; /* `address` points into `c` */
     *c = (struct collector){0};
-    return usable ? fn(ctx, address) : 0;
+    return result;
 }
 
 /* `list` stands at a quote: the length of the quoted string with both quotes. */
