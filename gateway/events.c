@@ -303,6 +303,13 @@ void events_redis(struct events *events, bool up, const char *why)
               LOG_TEXT("why", why != NULL ? why : ""));
 }
 
+void events_redis_refused(struct events *events, const char *why)
+{
+    (void)events;
+    log_event(LOG_ERROR, "redis", LOG_TEXT("state", "down"),
+              LOG_TEXT("why", why != NULL ? why : ""));
+}
+
 bool events_redis_is_up(const struct events *events)
 {
     return atomic_load_explicit(&events->redis_connections, memory_order_relaxed) > 0;

@@ -1,7 +1,7 @@
 /* Events: the one record per transition from which log line and metrics both come.
  *
- * Must not know: who reports. Thread: any; counters are relaxed atomics, log lines are whole. The metric table of the
- * process stands in events.c: one row per metric with unit and help. */
+ * Must not know: who reports. Thread: any; counters are relaxed atomics, log lines are whole. The
+ * metric table of the process stands in events.c: one row per metric with unit and help. */
 #ifndef HEAVE_GATEWAY_EVENTS_H
 #define HEAVE_GATEWAY_EVENTS_H
 
@@ -24,21 +24,22 @@ const struct metric_def *events_metric_table(size_t *out_count);
 struct event_session {
     const char *protocol; /* "smtp", "http1", "h2" */
     const char *peer;
-    const char *client;   /* "" when none was authorised */
+    const char *client; /* "" when none was authorised */
     struct span helo;
     const char *tls_version;
-    const char *auth;     /* "PLAIN", "LOGIN", "network", "key", "" */
-    uint64_t messages;    /* accepted in it */
-    uint64_t refused;     /* replies 4xx/5xx */
-    uint64_t requests;    /* commands or requests */
+    const char *auth;  /* "PLAIN", "LOGIN", "network", "key", "" */
+    uint64_t messages; /* accepted in it */
+    uint64_t refused;  /* replies 4xx/5xx */
+    uint64_t requests; /* commands or requests */
     uint64_t bytes_in;
     int64_t duration_ms;
-    const char *end;      /* "quit", "eof", "timeout", "error", "drain", ... */
+    const char *end; /* "quit", "eof", "timeout", "error", "drain", ... */
 };
 void events_session_opened(struct events *events, const char *protocol);
 void events_session(struct events *events, const struct event_session *session);
 /* An authentication was tried. */
-void events_auth(struct events *events, const char *protocol, const char *peer, struct span user, bool success);
+void events_auth(struct events *events, const char *protocol, const char *peer, struct span user,
+                 bool success);
 
 /* Intake decided about a message. */
 struct event_message {
@@ -46,14 +47,14 @@ struct event_message {
     const char *protocol;
     const char *client;
     struct span lane;
-    const char *verdict;   /* intake_verdict_name */
+    const char *verdict; /* intake_verdict_name */
     const char *detail;
     struct span reverse_path;
     uint64_t bytes;
     uint64_t recipients;
     uint64_t batches;
     uint64_t rejected;
-    int64_t accept_us;     /* from complete message to durable */
+    int64_t accept_us; /* from complete message to durable */
 };
 void events_message(struct events *events, const struct event_message *message);
 
@@ -64,14 +65,14 @@ struct event_attempt {
     struct span lane;
     const char *backend;
     const char *account;
-    const char *verdict;   /* of the batch: the worst of its recipients, or "mixed" */
+    const char *verdict; /* of the batch: the worst of its recipients, or "mixed" */
     uint64_t recipients;
     uint64_t delivered;
     uint64_t failed;
     uint64_t deferred;
     uint32_t attempt;
     struct span reply;
-    const char *remedy;    /* or NULL */
+    const char *remedy; /* or NULL */
     int64_t duration_us;
     int64_t next_attempt_ms; /* wall; 0: none */
 };
@@ -85,19 +86,21 @@ struct event_outcome {
     const char *backend;
     enum recipient_state state;
     uint64_t recipients;
-    int64_t age_ms;        /* since acceptance */
+    int64_t age_ms; /* since acceptance */
 };
 void events_outcome(struct events *events, const struct event_outcome *outcome);
 
 /* The rest: things that happen to the process. */
 void events_redis(struct events *events, bool up, const char *why);
+/* A connection is still down, for another reason: a log line alone. */
+void events_redis_refused(struct events *events, const char *why);
 void events_sweep(struct events *events, const char *what, int64_t count);
-void events_health(struct events *events, const char *backend, const char *account, const char *what,
-                   const char *text, const char *remedy);
-void events_throttled(struct events *events, const char *backend, const char *account, int64_t wait_ms,
-                      struct span reply);
-void events_depth(struct events *events, struct span lane, struct span backend, const char *state, int64_t batches,
-                  int64_t oldest_age_ms);
+void events_health(struct events *events, const char *backend, const char *account,
+                   const char *what, const char *text, const char *remedy);
+void events_throttled(struct events *events, const char *backend, const char *account,
+                      int64_t wait_ms, struct span reply);
+void events_depth(struct events *events, struct span lane, struct span backend, const char *state,
+                  int64_t batches, int64_t oldest_age_ms);
 void events_queue_bytes(struct events *events, int64_t bytes, int64_t messages_open);
 void events_config_reload(struct events *events, bool success);
 /* The last Redis state as events_redis() was told; for /readyz. */
