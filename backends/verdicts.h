@@ -75,7 +75,7 @@ enum verdict_http_kind {
 };
 
 struct verdict_http_row {
-    uint16_t status;  /* 429; below 10 a class: 5 is every 5xx */
+    uint16_t status;  /* 429; below 10 a class: 5 is every 5xx; 0: any */
     const char *code; /* error.code, or the AADSTS number for KIND_TOKEN; NULL: any or none */
     const char *text; /* part of error.message, ASCII case ignored; NULL: any */
     unsigned kinds;   /* set of enum verdict_http_kind */
