@@ -105,6 +105,15 @@ void conf_mistake(struct conf_loader *loader, const struct conf_node *node, cons
                path, expected, message);
 }
 
+void conf_report_add(struct conf_report *report, const struct conf *conf, const char *path,
+                     const char *message)
+{
+    size_t line = 0;
+    size_t column = 0;
+    (void)conf_where(conf, path, &line, &column); /* stays 0:0 for what is not in the file */
+    report_add(report, line, column, path, "", message);
+}
+
 static int print_mistake(const struct conf_report *report, const struct conf_mistake *mistake,
                          struct buf *out)
 {

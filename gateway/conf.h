@@ -180,6 +180,9 @@ struct conf_report {
 
 void conf_report_init(struct conf_report *report);
 void conf_report_release(struct conf_report *report);
+/* Adds what somebody found who used the values, at the option `path` of `conf`. */
+void conf_report_add(struct conf_report *report, const struct conf *conf, const char *path,
+                     const char *message);
 /* Appends "FILE:LINE:COL: message (expected ...)\n" for each mistake. Errors: ERR_LIMIT, ERR_NOMEM
  * (the buf). */
 MUST_USE int conf_report_print(const struct conf_report *report, struct buf *out);

@@ -1,0 +1,240 @@
+#include "gateway/cli/status_command.h"
+
+#include <string.h>
+
+/* `heave queue list` and `heave queue show`: depth per lane and backend, and the messages behind
+ * it. */
+
+struct queue_options {
+    struct cli_common common;
+    const char *lane;
+    const char *backend;
+    const char *limit;
+    bool all; /* finished messages too */
+};
+
+static bool row_wanted(const struct queue_options *o, const json_t *row)
+{
+    return (o->lane == NULL || strcmp(status_text(row, "lane"), o->lane) == 0) &&
+           (o->backend == NULL || strcmp(status_text(row, "backend"), o->backend) == 0);
+}
+
+/* The rows asked for; the API gives all. */
+static void filter_rows(const struct queue_options *o, json_t *answer)
+{
+    json_t *rows = json_object_get(answer, "queues");
+    for (size_t i = json_array_size(rows); i > 0; i--) {
+        if (!row_wanted(o, json_array_get(rows, i - 1))) {
+            (void)json_array_remove(rows, i - 1);
+        }
+    }
+}
+
+static void age_text(const json_t *row, char *out, size_t out_bytes)
+{
+    const json_t *age = json_object_get(row, "oldest_ready_age_ms");
+    if (!json_is_integer(age)) {
+        (void)snprintf(out, out_bytes, "-");
+        return;
+    }
+    long long seconds = json_integer_value(age) / 1000;
+    if (seconds < 60) {
+        (void)snprintf(out, out_bytes, "%llds", seconds);
+    } else if (seconds < 3600) {
+        (void)snprintf(out, out_bytes, "%lldm%02llds", seconds / 60, seconds % 60);
+    } else {
+        (void)snprintf(out, out_bytes, "%lldh%02lldm", seconds / 3600, seconds / 60 % 60);
+    }
+}
+
+static void print_depths(const json_t *answer)
+{
+    static const char *const heads[] = {"LANE",    "BACKEND", "READY", "CLAIMED",
+                                        "STARTED", "DELAYED", "HELD",  "OLDEST"};
+    static const char *const states[] = {"ready", "claimed", "started", "delayed", "held"};
+    struct cli_table table;
+    cli_table_init(&table, heads, sizeof heads / sizeof heads[0]);
+    const json_t *rows = json_object_get(answer, "queues");
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *row = json_array_get(rows, i);
+        cli_table_cell(&table, status_text(row, "lane"));
+        cli_table_cell(&table, status_text(row, "backend"));
+        for (size_t state = 0; state < sizeof states / sizeof states[0]; state++) {
+            const json_t *batches = json_object_get(row, "batches");
+            cli_table_number(&table, json_integer_value(json_object_get(batches, states[state])));
+        }
+        char age[40];
+        age_text(row, age, sizeof age);
+        cli_table_cell(&table, age);
+    }
+    cli_table_print(&table, stdout);
+    cli_table_release(&table);
+    (void)printf("\n%lld messages open, %lld bytes held\n",
+                 (long long)json_integer_value(json_object_get(answer, "messages_open")),
+                 (long long)json_integer_value(json_object_get(answer, "bytes")));
+}
+
+static int list_queue(const struct queue_options *o, struct client *client)
+{
+    json_t *answer = NULL;
+    int code = status_get_json(&cli_queue_command, client, "/v1/admin/queue", &answer);
+    if (code == CLI_DONE) {
+        filter_rows(o, answer);
+        if (o->common.json) {
+            code = status_print_json(&cli_queue_command, answer);
+        } else {
+            print_depths(answer);
+            code = cli_write(&cli_queue_command, SPAN_LIT(""));
+        }
+    }
+    json_decref(answer);
+    return code;
+}
+
+static void print_messages(const json_t *answer)
+{
+    static const char *const heads[] = {"ID", "STATE",    "LANE", "CLIENT", "OPEN",
+                                        "OF", "ACCEPTED", "FROM", "SUBJECT"};
+    struct cli_table table;
+    cli_table_init(&table, heads, sizeof heads / sizeof heads[0]);
+    const json_t *messages = json_object_get(answer, "messages");
+    for (size_t i = 0; i < json_array_size(messages); i++) {
+        const json_t *message = json_array_get(messages, i);
+        cli_table_cell(&table, status_text(message, "id"));
+        cli_table_cell(&table, status_text(message, "state"));
+        cli_table_cell(&table, status_text(message, "lane"));
+        cli_table_cell(&table, status_text(message, "client"));
+        cli_table_number(&table, (long long)status_count(message, "queued"));
+        cli_table_number(&table, (long long)status_recipients(message));
+        cli_table_cell(&table, status_text(message, "accepted_at"));
+        cli_table_cell(&table, status_text(message, "from"));
+        cli_table_cell(&table, status_text(message, "subject"));
+    }
+    cli_table_print(&table, stdout);
+    cli_table_release(&table);
+    if (status_text(answer, "next_cursor")[0] != '\0') {
+        (void)printf("\nThere are more; --limit shows up to 500.\n");
+    }
+}
+
+static int messages_path(const struct queue_options *o, struct buf *path)
+{
+    int status = buf_append(path, SPAN_LIT("/v1/admin/messages"));
+    status = status == ERR_OK ? client_query(path, "state", o->all ? "any" : "unfinished") : status;
+    if (status == ERR_OK && o->lane != NULL) {
+        status = client_query(path, "lane", o->lane);
+    }
+    if (status == ERR_OK && o->backend != NULL) {
+        status = client_query(path, "backend", o->backend);
+    }
+    if (status == ERR_OK && o->limit != NULL) {
+        status = client_query(path, "limit", o->limit);
+    }
+    return status;
+}
+
+static int show_messages(const struct queue_options *o, struct client *client)
+{
+    struct buf path;
+    buf_init(&path, 8192);
+    const char *text = messages_path(o, &path) == ERR_OK ? buf_text(&path) : NULL;
+    json_t *answer = NULL;
+    int code = text != NULL ? status_get_json(&cli_queue_command, client, text, &answer)
+                            : cli_fail(&cli_queue_command, CLI_USAGE, "the filters are too long");
+    buf_release(&path);
+    if (code == CLI_DONE && o->common.json) {
+        code = status_print_json(&cli_queue_command, answer);
+    } else if (code == CLI_DONE) {
+        print_messages(answer);
+        code = cli_write(&cli_queue_command, SPAN_LIT(""));
+    }
+    json_decref(answer);
+    return code;
+}
+
+static int show_one(const struct queue_options *o, struct client *client, const char *id)
+{
+    json_t *message = NULL;
+    int code = status_fetch(&cli_queue_command, client, id, &message);
+    if (code == CLI_DONE) {
+        code = status_print(&cli_queue_command, message, o->common.json);
+    }
+    json_decref(message);
+    return code;
+}
+
+static int run_verb(const struct queue_options *o, int count, char **words)
+{
+    bool is_list = count == 1 && strcmp(words[0], "list") == 0;
+    bool is_show = count >= 1 && count <= 2 && strcmp(words[0], "show") == 0;
+    if (!is_list && !is_show) {
+        return cli_usage(&cli_queue_command, "say list or show [ID]");
+    }
+    struct err err;
+    struct client *client = NULL;
+    if (client_open(&o->common, CLIENT_INSPECT, &client, &err) != ERR_OK) {
+        return cli_usage(&cli_queue_command, "%s", err.text);
+    }
+    int code = CLI_DONE;
+    if (is_list) {
+        code = list_queue(o, client);
+    } else if (count == 1) {
+        code = show_messages(o, client);
+    } else {
+        code = show_one(o, client, words[1]);
+    }
+    client_close(&client);
+    return code;
+}
+
+static int run_queue(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"lane", required_argument, NULL, CLI_OPTION_OWN},
+        {"backend", required_argument, NULL, CLI_OPTION_OWN + 1},
+        {"limit", required_argument, NULL, CLI_OPTION_OWN + 2},
+        {"all", no_argument, NULL, CLI_OPTION_OWN + 3},
+        CLI_COMMON_OPTIONS,
+        {0}};
+    struct queue_options o = {0};
+    for (int option = 0; (option = getopt_long(argc, argv, "c:jh", options, NULL)) != -1;) {
+        if (option == 'h') {
+            return cli_help(&cli_queue_command);
+        } else if (option == CLI_OPTION_OWN) {
+            o.lane = optarg;
+        } else if (option == CLI_OPTION_OWN + 1) {
+            o.backend = optarg;
+        } else if (option == CLI_OPTION_OWN + 2) {
+            o.limit = optarg;
+        } else if (option == CLI_OPTION_OWN + 3) {
+            o.all = true;
+        } else if (!cli_common_take(&o.common, option, optarg)) {
+            return cli_usage(&cli_queue_command, "unknown option");
+        }
+    }
+    return run_verb(&o, argc - optind, argv + optind);
+}
+
+const struct cli_command cli_queue_command = {
+    .name = "queue",
+    .summary = "look at the queue",
+    .usage =
+        "Usage: heave queue list [--lane LANE] [--backend NAME] [-c FILE | --url URL] [--json]\n"
+        "       heave queue show [--lane LANE] [--backend NAME] [--all] [--limit N] ...\n"
+        "       heave queue show ID ...\n"
+        "\n"
+        "list shows how many batches wait in each lane for each backend, show the messages behind them (newest\n"
+        "first) or all of one message. Asks the admin listener.\n"
+        "\n"
+        "      --lane LANE     only this lane\n"
+        "      --backend NAME  only this backend\n"
+        "      --all           finished messages too\n"
+        "      --limit N       at most N messages, 1 to 500 (50)\n"
+        "  -c, --config FILE   find the gateway by its configuration\n"
+        "      --url URL       where it is (also HEAVE_URL); the key is HEAVE_API_KEY\n"
+        "      --ca-file FILE  certificates it is verified with\n"
+        "      --json          the API's own objects\n"
+        "\n"
+        "Example: heave queue list -c heave.yaml --lane bulk\n",
+    .run = run_queue,
+};
