@@ -1,14 +1,16 @@
 #include "gateway/base/stream.h"
 
+#include "gateway/base/dial.h"
 #include "gateway/base/resolve.h"
 
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 /* What must stay true:
- *  - `io` is always an initialised libuv handle until the last close callback; that callback, and
+ *  - `io` is an initialised libuv handle from the start to its close callback; that callback, and
  *    nothing else, calls on_close and frees the stream. So every function below may go on using `s`
  *    after a callback, once it has looked at `state` again.
  *  - No user callback runs inside a user's call: what must happen then is left to `events` or
@@ -43,21 +45,6 @@ enum state {
 /* One step of encrypting and of uv_write, so that neither the memory for the second copy nor the
  * time until on_drain grows with the size of a write. */
 #define STEP_BYTES ((size_t)256 * 1024)
-/* What only connecting needs; gone when connected. */
-struct dial {
-    struct resolve *resolve; /* NULL but during the look-up */
-    uv_connect_t connect;
-    bool started;
-    char *host;
-    char *tls_host;
-    uint16_t port; /* 0: Unix socket */
-    struct tls_context *tls;
-    int64_t due_ms;
-    union resolve_address addresses[RESOLVE_MAX];
-    size_t count;
-    size_t index; /* of the attempt under way */
-};
-
 struct stream {
     struct loop *loop;
     const struct stream_ops *ops;
@@ -71,7 +58,10 @@ struct stream {
         uv_pipe_t pipe;
     } io;
     struct loop_guest guest;
-    struct dial *dial;
+    struct dial *dial;            /* while connecting */
+    struct tls_context *dial_tls; /* what follows it: TLS, with this name, until then */
+    char *tls_host;
+    int64_t connect_due_ms;
     struct tls_engine *tls;
     struct loop_task events; /* on_open, showing kept bytes, handshake steps */
     struct loop_task flush;
@@ -126,19 +116,6 @@ static void PRINTF_LIKE(3, 4) record(struct stream *s, int status, const char *f
     s->why = mem_dup(span_of(len >= 0 ? text : ""));
 }
 
-static void dial_free(struct dial **dial_ptr)
-{
-    struct dial *dial = *dial_ptr;
-    if (dial == NULL) {
-        return;
-    }
-    mem_free(dial->host);
-    mem_free(dial->tls_host);
-    tls_context_unref(&dial->tls);
-    mem_free(dial);
-    *dial_ptr = NULL;
-}
-
 /* Closes the handle; on_close follows from its callback. Status and reason have been recorded. */
 static void end(struct stream *s)
 {
@@ -151,12 +128,8 @@ static void end(struct stream *s)
     loop_timer_stop(&s->guard);
     loop_task_cancel(&s->events);
     loop_task_cancel(&s->flush);
-    if (s->dial != NULL) {
-        resolve_cancel(&s->dial->resolve);
-    }
-    if (uv_is_closing(&s->io.handle) == 0) {
-        uv_close(&s->io.handle, on_closed);
-    }
+    dial_cancel(&s->dial);
+    uv_close(&s->io.handle, on_closed);
 }
 
 static void end_io(struct stream *s, const char *what, int uv_error)
@@ -165,15 +138,18 @@ static void end_io(struct stream *s, const char *what, int uv_error)
     end(s);
 }
 
-static void conclude(struct stream *s)
+/* The end of every stream. */
+static void on_closed(uv_handle_t *handle)
 {
+    struct stream *s = handle->data;
     loop_guest_leave(&s->guest);
     if (!s->silent) {
         s->ops->on_close(s->ctx, s->status, s->why);
     }
     ASSERT(!s->writing);
     tls_engine_free(&s->tls);
-    dial_free(&s->dial);
+    tls_context_unref(&s->dial_tls);
+    mem_free(s->tls_host);
     buf_release(&s->in);
     buf_release(&s->plain_tail);
     buf_release(&s->out);
@@ -521,7 +497,6 @@ static void become_open(struct stream *s)
 {
     s->state = OPEN;
     loop_timer_stop(&s->guard);
-    dial_free(&s->dial);
     schedule_flush(s);
     s->ops->on_open(s->ctx);
 }
@@ -677,23 +652,6 @@ int stream_start_tls(struct stream *s, struct tls_context *tls, const char *host
 
 /* ---- Connecting ---- */
 
-static void attempt(struct stream *s);
-
-/* The latest attempt failed: the next address, after the handle has closed, or the end. */
-static void attempt_failed(struct stream *s, int uv_error)
-{
-    struct dial *dial = s->dial;
-    loop_timer_stop(&s->guard);
-    if (dial->index + 1 < dial->count) {
-        dial->index++;
-        uv_close(&s->io.handle, on_closed);
-        return;
-    }
-    record(s, uv_error == UV_ETIMEDOUT ? ERR_TIMEOUT : ERR_IO, "Connecting to %s failed: %s.",
-           s->peer, uv_strerror(uv_error));
-    end(s);
-}
-
 static void name_peer(struct stream *s)
 {
     union resolve_address address = {.v6 = {.sin6_family = AF_UNSPEC}};
@@ -708,39 +666,6 @@ static void name_peer(struct stream *s)
     (void)snprintf(s->peer_address, sizeof(s->peer_address), "%s", name);
 }
 
-static void on_connected(struct stream *s)
-{
-    struct dial *dial = s->dial;
-    loop_timer_stop(&s->guard);
-    name_peer(s);
-    if (dial->tls == NULL) {
-        become_open(s);
-        update_reading(s);
-        return;
-    }
-    int64_t left_ms = dial->due_ms - loop_now_ms(s->loop);
-    const char *host = dial->tls_host != NULL ? dial->tls_host : dial->host;
-    int rc = secure(s, dial->tls, host, left_ms > 0 ? left_ms : 0);
-    if (rc != ERR_OK) {
-        record(s, ERR_IO, "TLS with %s cannot be started: %s.", host,
-               rc == ERR_INVAL ? "no certificate can carry this name" : "no memory");
-        end(s);
-    }
-}
-
-static void on_connect(uv_connect_t *request, int status)
-{
-    struct stream *s = request->data;
-    if (s->state == ENDED || status == UV_ECANCELED) {
-        return; /* on_closed knows what comes next */
-    }
-    if (status < 0) {
-        attempt_failed(s, status);
-        return;
-    }
-    on_connected(s);
-}
-
 static void open_handle(struct stream *s, bool tcp)
 {
     if (tcp) {
@@ -751,74 +676,45 @@ static void open_handle(struct stream *s, bool tcp)
     s->io.handle.data = s;
 }
 
-/* Tries the address at dial->index with a fresh handle. Every address gets an equal share of the
- * time that is left, so that one that swallows packets does not use up the others' chance. */
-static void attempt(struct stream *s)
+static void start_tls_of_target(struct stream *s)
 {
-    struct dial *dial = s->dial;
-    dial->connect.data = s;
-    int64_t left_ms = dial->due_ms - loop_now_ms(s->loop);
-    int64_t share_ms = left_ms / (int64_t)(dial->count - dial->index);
-    loop_timer_start(s->loop, &s->guard, share_ms > 0 ? share_ms : 0, on_guard, s);
-    if (dial->port == 0) {
-        uv_pipe_connect(&dial->connect, &s->io.pipe, dial->host, on_connect);
-        return;
+    int64_t left_ms = s->connect_due_ms - loop_now_ms(s->loop);
+    int rc = secure(s, s->dial_tls, s->tls_host, left_ms > 0 ? left_ms : 0);
+    if (rc != ERR_OK) {
+        record(s, ERR_IO, "TLS with %s cannot be started: %s.", s->tls_host,
+               rc == ERR_INVAL ? "no certificate can carry this name" : "there is no memory");
+        end(s);
     }
-    int rc = uv_tcp_connect(&dial->connect, &s->io.tcp, &dial->addresses[dial->index].any,
-                            on_connect);
-    if (rc != 0) {
-        attempt_failed(s, rc);
-        return;
-    }
-    /* Options are for speed and for noticing a peer that vanished; a kernel without them serves
-     * too. */
-    (void)uv_tcp_nodelay(&s->io.tcp, 1);
-    (void)uv_tcp_keepalive(&s->io.tcp, 1, 60);
 }
 
-static void on_resolved(void *ctx, const union resolve_address *addresses, size_t count,
-                        const char *why)
+static void on_dialled(void *ctx, int status, int fd, const char *why)
 {
     struct stream *s = ctx;
-    s->dial->resolve = NULL;
-    if (why != NULL) {
-        record(s, ERR_IO, "The name %s cannot be looked up: %s.", s->dial->host, why);
+    s->dial = NULL;
+    if (status != ERR_OK) {
+        record(s, status, "%s", why);
         end(s);
         return;
     }
-    memcpy(s->dial->addresses, addresses, count * sizeof(addresses[0]));
-    s->dial->count = count;
-    attempt(s);
-}
-
-/* First thing in the loop: an address literal or a path is tried at once, a name is looked up. */
-static void start_dial(struct stream *s)
-{
-    struct dial *dial = s->dial;
-    dial->started = true;
-    if (dial->port == 0 || resolve_literal(dial->host, dial->port, &dial->addresses[0])) {
-        dial->count = 1;
-        attempt(s);
+    bool tcp = s->io.handle.type == UV_TCP;
+    int rc = tcp ? uv_tcp_open(&s->io.tcp, fd) : uv_pipe_open(&s->io.pipe, fd);
+    if (rc != 0) {
+        (void)close(fd); /* never used: nothing can be lost */
+        end_io(s, "Connecting to", rc);
         return;
     }
-    int64_t left_ms = dial->due_ms - loop_now_ms(s->loop);
-    loop_timer_start(s->loop, &s->guard, left_ms > 0 ? left_ms : 0, on_guard, s);
-    if (resolve_start(s->loop, dial->host, dial->port, on_resolved, s, &dial->resolve) != ERR_OK) {
-        record(s, ERR_IO, "The name %s cannot be looked up.", dial->host);
-        end(s);
+    if (tcp) {
+        /* For speed, and for noticing a peer that vanished; a kernel without them serves too. */
+        (void)uv_tcp_nodelay(&s->io.tcp, 1);
+        (void)uv_tcp_keepalive(&s->io.tcp, 1, 60);
     }
-}
-
-/* The one place where a handle is gone: between two addresses, or for good. */
-static void on_closed(uv_handle_t *handle)
-{
-    struct stream *s = handle->data;
-    if (s->state == ENDED) {
-        conclude(s);
+    name_peer(s);
+    if (s->dial_tls != NULL) {
+        start_tls_of_target(s);
         return;
     }
-    open_handle(s, s->dial->port != 0);
-    attempt(s);
+    become_open(s);
+    update_reading(s);
 }
 
 /* ---- Events and timers ---- */
@@ -827,11 +723,8 @@ static void on_closed(uv_handle_t *handle)
 static void run_events(void *ctx)
 {
     struct stream *s = ctx;
-    if (s->state == CONNECTING && s->dial != NULL) {
-        if (!s->dial->started) {
-            start_dial(s);
-        }
-        return;
+    if (s->dial != NULL) {
+        return; /* on_dialled goes on from there */
     }
     if (s->state == CONNECTING) {
         become_open(s);
@@ -850,12 +743,7 @@ static void run_events(void *ctx)
 static void on_guard(void *ctx)
 {
     struct stream *s = ctx;
-    if (s->state == CONNECTING && s->dial->index + 1 < s->dial->count) {
-        attempt_failed(s, UV_ETIMEDOUT);
-        return;
-    }
-    record(s, ERR_TIMEOUT, "%s %s took too long.",
-           s->state == CONNECTING ? "Connecting to" : "The TLS handshake with", s->peer);
+    record(s, ERR_TIMEOUT, "The TLS handshake with %s took too long.", s->peer);
     end(s);
 }
 
@@ -954,22 +842,19 @@ int stream_connect(struct loop *loop, const struct stream_target *target,
         return ERR_INVAL;
     }
     struct stream *s = stream_make(loop, ops, ctx, limits);
-    struct dial *dial = mem_zero(sizeof(*dial));
     int64_t timeout_ms = target->connect_timeout_ms > 0 ? target->connect_timeout_ms
                                                         : CONNECT_TIMEOUT_MS;
-    dial->host = mem_dup(span_of(target->host));
-    dial->tls_host = target->tls_host != NULL ? mem_dup(span_of(target->tls_host)) : NULL;
-    dial->port = target->port;
-    dial->tls = target->tls != NULL ? tls_context_ref(target->tls) : NULL;
-    dial->due_ms = loop_now_ms(loop) + timeout_ms;
-    s->dial = dial;
+    const char *tls_host = target->tls_host != NULL ? target->tls_host : target->host;
+    s->tls_host = mem_dup(span_of(tls_host));
+    s->dial_tls = target->tls != NULL ? tls_context_ref(target->tls) : NULL;
+    s->connect_due_ms = loop_now_ms(loop) + timeout_ms;
+    s->dial = dial_start(loop, target->host, target->port, s->connect_due_ms, on_dialled, s);
     if (target->port != 0) {
-        (void)snprintf(s->peer, sizeof(s->peer), "%.50s:%u", dial->host, (unsigned)dial->port);
+        (void)snprintf(s->peer, sizeof(s->peer), "%.50s:%u", target->host, (unsigned)target->port);
     } else {
         (void)snprintf(s->peer, sizeof(s->peer), "unix");
     }
     open_handle(s, target->port != 0);
-    schedule_events(s);
     *out = s;
     return ERR_OK;
 }

@@ -151,8 +151,7 @@ static void test_utf8(void **state)
                                        "\xf4\x8f\xbf\xbf",
                                        "\xed\x9f\xbf",
                                        "\xee\x80\x80",
-                                       "12345678\xc3\xa4"
-                                       "12345678"};
+                                       "12345678\xc3\xa4.12345678"};
     static const char *const bad[] = {"\x80",
                                       "\xc3",
                                       "\xc0\xaf",
