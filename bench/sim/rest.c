@@ -110,6 +110,14 @@ static void count_error(struct rest_call *call, int status)
     }
 }
 
+/* What a Retry-After does to the call's scope. A refusal inside a closed period leaves its end as
+ * it is: the seconds are rounded up, and whoever was told the end first may come then. */
+enum closing {
+    CLOSING_KEPT,
+    CLOSING_ON_HONOUR,
+    CLOSING_ENFORCED,
+};
+
 static void announce(struct rest_call *call, int64_t wait_ms, bool enforced)
 {
     char room[200];
@@ -117,14 +125,16 @@ static void announce(struct rest_call *call, int64_t wait_ms, bool enforced)
     closures_announce(call->sim->closures, scope, loop_now_ms(call->sim->loop), wait_ms, enforced);
 }
 
-static void refuse(struct rest_call *call, const struct rest_error *error, bool enforced)
+static void refuse(struct rest_call *call, const struct rest_error *error, enum closing closing)
 {
     char seconds[24];
     count_error(call, error->status);
     if (error->retry_after_s >= 0) {
         (void)snprintf(seconds, sizeof(seconds), "%" PRId64, error->retry_after_s);
         rest_header(call, "retry-after", span_of(seconds));
-        announce(call, error->retry_after_s * 1000, enforced);
+        if (closing != CLOSING_KEPT) {
+            announce(call, error->retry_after_s * 1000, closing == CLOSING_ENFORCED);
+        }
     }
     call->rest->ops->refuse(call->rest->ctx, call, error);
     rest_reply(call);
@@ -132,7 +142,7 @@ static void refuse(struct rest_call *call, const struct rest_error *error, bool 
 
 void rest_refuse(struct rest_call *call, const struct rest_error *error)
 {
-    refuse(call, error, false);
+    refuse(call, error, CLOSING_ON_HONOUR);
 }
 
 static void answer_fault(struct rest_call *call, const struct fault *fault, bool throttle)
@@ -153,7 +163,7 @@ static void answer_fault(struct rest_call *call, const struct fault *fault, bool
         rest_reply(call);
         return;
     }
-    refuse(call, &error, error.retry_after_s >= 0);
+    refuse(call, &error, CLOSING_ENFORCED);
 }
 
 /* Carries a fault out. True: the call is taken care of. */
@@ -207,7 +217,7 @@ static bool still_closed(struct rest_call *call)
         return false;
     }
     const struct rest_error error = {.status = 429, .retry_after_s = (left_ms + 999) / 1000};
-    refuse(call, &error, true);
+    refuse(call, &error, CLOSING_KEPT);
     return true;
 }
 

@@ -77,13 +77,30 @@ static bool api_version_good(struct rest_call *call)
     return false;
 }
 
+/* The authority for links. SDKs up to communication-common 2.2 send "host:port:port" as Host where
+ * the port is not 443; they sign it like that, but cannot follow a link made of it. */
+static void link_authority(const struct rest_call *call, char *out, size_t room)
+{
+    struct span authority = call->request->authority;
+    struct span rest = authority;
+    struct span host = span_cut(&rest, ':');
+    struct span port = span_cut(&rest, ':');
+    if (!span_starts(authority, SPAN_LIT("[")) && rest.len > 0) {
+        (void)snprintf(out, room, "%.*s:%.*s", SPAN_FMT(host), SPAN_FMT(port));
+    } else {
+        (void)snprintf(out, room, "%.*s", SPAN_FMT(authority));
+    }
+}
+
 static void put_accepted(struct acs *acs, struct rest_call *call, struct span id)
 {
     char text[1000];
+    char authority[400];
     struct span version = {0};
+    link_authority(call, authority, sizeof(authority));
     (void)http_request_query(call->request, "api-version", &version); /* checked before */
-    (void)snprintf(text, sizeof(text), "https://%.*s/emails/operations/%.*s?api-version=%.*s",
-                   SPAN_FMT(call->request->authority), SPAN_FMT(id), SPAN_FMT(version));
+    (void)snprintf(text, sizeof(text), "https://%s/emails/operations/%.*s?api-version=%.*s",
+                   authority, SPAN_FMT(id), SPAN_FMT(version));
     rest_header(call, "operation-location", span_of(text));
     (void)snprintf(text, sizeof(text), "%" PRIu64, acs->sim->conf->acs_poll_s);
     rest_header(call, "retry-after", span_of(text));

@@ -232,6 +232,7 @@ static void starttls_command(struct hve_session *session, struct span argument)
         hve_reject(session, "503 5.5.1 Bad sequence of commands");
         return;
     }
+    session->delay_ms = 0; /* a reply held back would come after the first TLS record */
     hve_reply(session, "220 2.0.0 SMTP server ready");
     session->said_hello = false;
     hve_clear(session);

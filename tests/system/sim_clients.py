@@ -276,6 +276,19 @@ def test_hve_pipelining_and_bytes():
         assert seen["distinct_recipients"] == 2 and seen["duplicates"] == seen["recipients"] - 2, seen
 
 
+def test_hve_latency_keeps_the_order():
+    """Commands that stand in the pipe behind a slow answer wait for it."""
+    with Sim("--hve-latency-ms", "50") as sim:
+        client, sock = raw_smtp(sim)
+        one = f"MAIL FROM:<{HVE}>\r\nRCPT TO:<a@contoso.test>\r\nDATA\r\n".encode() + message() + b".\r\n"
+        start = time.monotonic()
+        sock.sendall(one * 4 + b"QUIT\r\n")
+        codes = [line[:3] for line in read_replies(sock, 17)]
+        assert codes == ["250", "250", "354", "250"] * 4 + ["221"], codes
+        assert time.monotonic() - start >= 0.2
+        client.close()
+
+
 def test_hve_bdat():
     with Sim() as sim:
         client, sock = raw_smtp(sim)
@@ -446,8 +459,11 @@ def test_acs_faults():
         assert len(sim.deliveries(recipient="lost@example.com")) == 1
         sim.fault(service="acs", kind="throttle", retry_after=1, count=1)
         assert sim.acs_send()[0] == 429
+        start = time.monotonic()
         time.sleep(0.2)
         assert sim.acs_send()[0] == 429
+        time.sleep(1.05 - (time.monotonic() - start))
+        assert sim.acs_send()[0] == 202  # the second refusal did not put the end off
         sim.fault(service="acs", kind="bad_certificate", count=1)
         try:
             sim.acs_send()
@@ -455,7 +471,7 @@ def test_acs_faults():
         except urllib.error.URLError as error:
             assert isinstance(error.reason, ssl.SSLCertVerificationError), error
         seen = sim.summary("acs")
-        assert (seen["transactions"], seen["lost_answers"], seen["repeated_operations"]) == (2, 1, 1), seen
+        assert (seen["transactions"], seen["lost_answers"], seen["repeated_operations"]) == (3, 1, 1), seen
         assert seen["requests_during_retry_after"] == 1, seen
     for flag, status in (("409", 409), ("400", 400)):
         with Sim("--acs-quota", "off", "--acs-repeat", flag) as sim:
