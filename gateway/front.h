@@ -14,6 +14,7 @@
 #include "gateway/policy.h"
 #include "queue/queue.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 /* The snapshots a front works with. All but `policy` and the contexts (of which references are
@@ -25,7 +26,9 @@ struct front_conf {
     struct tls_context *http_tls; /* the same certificate, offering h2 */
     const struct queue_conf *queue;
     struct events *events;
-    bool admin; /* take the admin listeners; otherwise the smtp and http ones */
+    atomic_size_t
+        *connections; /* open SMTP connections of each listener, over all fronts: max_connections */
+    bool admin;       /* take the admin listeners; otherwise the smtp and http ones */
     /* Messages were enqueued: wake the couriers. Any thread. */
     void (*on_enqueued)(void *ctx);
     void *ctx;

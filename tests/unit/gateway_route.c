@@ -37,10 +37,10 @@ struct fixture {
     struct route_plan plan;
 };
 
-static void add(struct fixture *f, const char *format, size_t number)
+static void add(struct fixture *f, const char *local, size_t number, const char *domain)
 {
     char text[100];
-    (void)snprintf(text, sizeof text, format, number);
+    (void)snprintf(text, sizeof text, "%s%zu@%s", local, number, domain);
     f->list[f->count++] = arena_dup(&f->arena, span_of(text));
 }
 
@@ -78,14 +78,14 @@ static void test_the_acceptance_message(void **state)
 {
     struct fixture *f = *state;
     for (size_t i = 0; i < 120; i++) {
-        add(f, "user%zu@contoso.test", i);
+        add(f, "user", i, "contoso.test");
     }
     for (size_t i = 0; i < 80; i++) {
-        add(f, "user%zu@example.net", i);
+        add(f, "user", i, "example.net");
     }
-    add(f, "USER%zu@CONTOSO.TEST", 7);
-    add(f, "User%zu@Example.Net", 9);
-    add(f, "user%zu@contoso.test", 119);
+    add(f, "USER", 7, "CONTOSO.TEST");
+    add(f, "User", 9, "Example.Net");
+    add(f, "user", 119, "contoso.test");
     plan(f);
     assert_int_equal(f->plan.recipient_count, 200);
     assert_int_equal(f->plan.batch_count, 5);
@@ -105,7 +105,7 @@ static void test_every_recipient_is_in_one_batch(void **state)
 {
     struct fixture *f = *state;
     for (size_t i = 0; i < 399; i++) {
-        add(f, i % 3 == 0 ? "r%zu@contoso.test" : "r%zu@example.org", i);
+        add(f, "r", i, i % 3 == 0 ? "contoso.test" : "example.org");
     }
     plan(f);
     size_t seen = 0;
@@ -124,7 +124,7 @@ static void test_a_large_internal_message_takes_the_next_backend(void **state)
 {
     struct fixture *f = *state;
     f->message_bytes = 1500;
-    add(f, "a%zu@contoso.test", 1);
+    add(f, "a", 1, "contoso.test");
     plan(f);
     assert_int_equal(f->plan.batch_count, 1);
     assert_int_equal(f->plan.batches[0].backend, 2);
@@ -134,8 +134,8 @@ static void test_too_large_for_every_backend_is_refused(void **state)
 {
     struct fixture *f = *state;
     f->message_bytes = 2500;
-    add(f, "a%zu@contoso.test", 1);
-    add(f, "a%zu@example.org", 1);
+    add(f, "a", 1, "contoso.test");
+    add(f, "a", 1, "example.org");
     plan(f);
     assert_int_equal(f->plan.batch_count, 1);
     assert_int_equal(f->plan.batches[0].backend, 1);
