@@ -77,12 +77,13 @@ MUST_USE int stream_connect(struct loop *loop, const struct stream_target *targe
                             const struct stream_ops *ops, void *ctx,
                             const struct stream_limits *limits, struct stream **out);
 
-/* Hands the stream to another user (a protocol change). */
+/* Hands the stream to another user (a protocol change), who is shown the bytes the old one kept. */
 void stream_set_user(struct stream *stream, const struct stream_ops *ops, void *ctx);
 
 /* Appends to the output. Errors: ERR_LIMIT (max_pending_bytes), ERR_NOMEM, ERR_CLOSED (closing). */
 MUST_USE int stream_write(struct stream *stream, struct span bytes);
 size_t stream_pending_bytes(const struct stream *stream);
+/* From passing high water until on_drain is due. */
 bool stream_above_high_water(const struct stream *stream);
 
 /* Stops on_data; bytes stay in the kernel. stream_resume shows kept bytes again, later in this
@@ -92,13 +93,15 @@ void stream_resume(struct stream *stream);
 
 /* Switches an OPEN plain stream to TLS after flushing what is pending; unread plain bytes are
  * thrown away (RFC 3207 4.2; CVE-2011-0411). on_open follows. `host`: see tls_engine_new; NULL for
- * a server. Errors: ERR_NOMEM. */
+ * a server. Errors: ERR_NOMEM, ERR_INVAL (`host`), ERR_CLOSED (not OPEN any more). */
 MUST_USE int stream_start_tls(struct stream *stream, struct tls_context *tls, const char *host);
 
 /* One deadline, replaced by each call; 0 takes it away. */
 void stream_deadline(struct stream *stream, int64_t delay_ms);
 
-/* Ends after pending output has left (at most 5 s). on_data does not run any more. */
+/* Ends after pending output has left (at most 5 s). on_data does not run any more. A peer that was
+ * just sending is listened to for at most 1 s more, its bytes thrown away, until it closes too,
+ * because a reset could take our last answer from it; so on_close may come that much later. */
 void stream_close(struct stream *stream);
 /* Ends at once, pending output is dropped. */
 void stream_abort(struct stream *stream);

@@ -6,6 +6,7 @@
 #include "tests/lib/test_certs.h"
 
 #include <arpa/inet.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,6 +30,46 @@ enum reaction {
     CLOSE_IT,
     ABORT_IT,
 };
+
+/* The names of the tests, in place of the C library's, so that no resolver is asked.
+ * many.heave.test has two addresses nobody listens on before the right one. */
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
+                struct addrinfo **out)
+{
+    (void)hints;
+    bool many = strcmp(node, "many.heave.test") == 0;
+    if (!many && strcmp(node, "localhost") != 0) {
+        return EAI_NONAME;
+    }
+    static const uint8_t last_bytes[] = {3, 2, 1};
+    uint64_t port = 0;
+    ASSERT(span_to_u64(span_of(service), UINT16_MAX, &port) == ERR_OK);
+    *out = NULL;
+    for (size_t i = 3; i-- > (many ? 0U : 2U);) {
+        struct addrinfo *info = mem_zero(sizeof(*info));
+        struct sockaddr_in *name = mem_zero(sizeof(*name));
+        name->sin_family = AF_INET;
+        name->sin_port = htons((uint16_t)port);
+        name->sin_addr.s_addr = htonl(0x7f000000U | last_bytes[i]);
+        *info = (struct addrinfo){.ai_family = AF_INET,
+                                  .ai_socktype = SOCK_STREAM,
+                                  .ai_addrlen = sizeof(*name),
+                                  .ai_addr = (struct sockaddr *)name,
+                                  .ai_next = *out};
+        *out = info;
+    }
+    return 0;
+}
+
+void freeaddrinfo(struct addrinfo *list)
+{
+    while (list != NULL) {
+        struct addrinfo *next = list->ai_next;
+        mem_free(list->ai_addr);
+        mem_free(list);
+        list = next;
+    }
+}
 
 /* One end of a connection and what happened to it. */
 struct side {
@@ -424,10 +465,19 @@ static void test_connect_by_name(void **state)
     struct world world;
     world_init(&world);
     listen_on(&world, "127.0.0.1");
-    dial(&world, "localhost", NULL);
+    dial(&world, "many.heave.test", NULL);
     RUN_UNTIL(&world, world.client.opens == 1 && world.server.opens == 1);
     assert_string_equal(stream_peer_address(world.client.stream), "127.0.0.1");
     check_echo(&world, 10);
+    world_free(&world);
+
+    world_init(&world);
+    world.port = 25;
+    dial(&world, "nobody.heave.test", NULL);
+    RUN_UNTIL(&world, world.client.closes == 1);
+    assert_int_equal(world.client.status, ERR_IO);
+    assert_string_equal(world.client.why,
+                        "Connecting to nobody.heave.test port 25 failed: unknown node or service.");
     world_free(&world);
 }
 
@@ -867,7 +917,7 @@ static void test_abort_early(void **state)
             world_init(&world);
             make_tls(&world.server_tls, &world.client_tls, certs.ca, true);
             listen_on(&world, "127.0.0.1");
-            dial(&world, by_name == 1 ? "localhost" : "127.0.0.1", "localhost");
+            dial(&world, by_name == 1 ? "many.heave.test" : "127.0.0.1", "localhost");
             for (int i = 0; i < turns && world.client.opens == 0; i++) {
                 (void)uv_run(loop_uv(world.loop), UV_RUN_ONCE);
             }
