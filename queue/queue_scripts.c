@@ -3,21 +3,24 @@
 
 #include "queue_scripts.h"
 
-#define SCRIPT(word)                                                                  \
+/* Only what brings new messages in may be refused when memory is full: everything else leads, in
+ * the end, to messages leaving it. */
+#define SCRIPT(word, oom)                                                             \
     {                                                                                 \
-        .name = #word, .source = {.data = lua_##word, .len = sizeof(lua_##word) - 1 } \
+        .name = #word, .source = {.data = lua_##word, .len = sizeof(lua_##word) - 1}, \
+        .allow_oom = (oom)                                                            \
     }
 
 const struct redis_script queue_scripts[SCRIPT_COUNT] = {
-    [SCRIPT_CLAIM] = SCRIPT(claim),
-    [SCRIPT_ENQUEUE] = SCRIPT(enqueue),
-    [SCRIPT_GATE] = SCRIPT(gate),
-    [SCRIPT_HEARTBEAT] = SCRIPT(heartbeat),
-    [SCRIPT_LIMIT_TAKE] = SCRIPT(limit_take),
-    [SCRIPT_LIST] = SCRIPT(list),
-    [SCRIPT_SETTLE] = SCRIPT(settle),
-    [SCRIPT_SHOW] = SCRIPT(show),
-    [SCRIPT_START] = SCRIPT(start),
-    [SCRIPT_SWEEP] = SCRIPT(sweep),
-    [SCRIPT_TOTALS] = SCRIPT(totals),
+    [SCRIPT_CLAIM] = SCRIPT(claim, true),
+    [SCRIPT_ENQUEUE] = SCRIPT(enqueue, false),
+    [SCRIPT_GATE] = SCRIPT(gate, true),
+    [SCRIPT_HEARTBEAT] = SCRIPT(heartbeat, true),
+    [SCRIPT_LIMIT_TAKE] = SCRIPT(limit_take, true),
+    [SCRIPT_LIST] = SCRIPT(list, true),
+    [SCRIPT_SETTLE] = SCRIPT(settle, true),
+    [SCRIPT_SHOW] = SCRIPT(show, true),
+    [SCRIPT_START] = SCRIPT(start, true),
+    [SCRIPT_SWEEP] = SCRIPT(sweep, true),
+    [SCRIPT_TOTALS] = SCRIPT(totals, true),
 };

@@ -365,12 +365,7 @@ static int status_of_error(struct span text)
 /* Loads the script again and repeats the request behind it. True when the request was taken. */
 static bool repeat_after_load(struct redis *redis, struct redis_request *request)
 {
-    struct redis_args load;
-    redis_args_init(&load);
-    redis_args_text(&load, "SCRIPT");
-    redis_args_text(&load, "LOAD");
-    redis_args_add(&load, redis->conf->scripts[request->script].source);
-    if (redis_submit(redis, &load, NULL, NULL) != 0) {
+    if (redis_load_script(redis, (size_t)request->script, NULL, NULL) != 0) {
         return false;
     }
     request->repeated = true;

@@ -66,6 +66,8 @@ void redis_args_number(struct redis_args *args, int64_t value);
 struct redis_script {
     const char *name;
     struct span source;
+    bool allow_oom; /* may write above maxmemory (Redis 7 and later): what frees memory in the end
+                       must not be refused */
 };
 
 struct redis_conf {

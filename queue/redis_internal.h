@@ -65,6 +65,8 @@ struct redis {
 MUST_USE int redis_submit(struct redis *redis, struct redis_args *args, redis_cb cb, void *ctx);
 /* Ends the connection with a reason; a new one is tried later. */
 void redis_drop(struct redis *redis, const char *format, ...) PRINTF_LIKE(2, 3);
+/* SCRIPT LOAD of a script. Errors as redis_call. */
+MUST_USE int redis_load_script(struct redis *redis, size_t script, redis_cb cb, void *ctx);
 /* Sends greeting, checks and script loads; ends in redis_ready() or redis_drop(). */
 void redis_setup_start(struct redis *redis);
 void redis_ready(struct redis *redis);

@@ -9,6 +9,7 @@
 
 enum {
     VERSION_NEEDED = 60200, /* ZMSCORE, LPOP with a count, COPY: 6.2 */
+    VERSION_FLAGS = 70000,
     VERSION_WAITAOF = 70200,
 };
 
@@ -25,6 +26,8 @@ static void send_words(struct redis *redis, const char *const *words, redis_cb c
 }
 
 #define SEND(redis, cb, ...) send_words(redis, (const char *const[]){__VA_ARGS__, NULL}, cb)
+
+static void on_script(void *ctx, int status, const struct redis_value *value);
 
 /* Drops the connection when the answer is an error. True when it is one (or the connection is gone
  * already). */
@@ -76,6 +79,37 @@ static int parse_version(struct span text)
     return version;
 }
 
+/* Lua's first line as Redis 7 reads it; older servers know no flags and would refuse it. */
+static const char allow_oom_line[] = "#!lua flags=allow-oom\n";
+
+int redis_load_script(struct redis *redis, size_t script, redis_cb cb, void *ctx)
+{
+    const struct redis_script *row = &redis->conf->scripts[script];
+    size_t flags_len = row->allow_oom && redis->version >= VERSION_FLAGS
+                           ? sizeof(allow_oom_line) - 1
+                           : 0;
+    char *text = mem_alloc(flags_len + row->source.len + 1);
+    memcpy(text, allow_oom_line, flags_len);
+    memcpy(text + flags_len, row->source.data, row->source.len);
+    struct redis_args load;
+    redis_args_init(&load);
+    redis_args_text(&load, "SCRIPT");
+    redis_args_text(&load, "LOAD");
+    redis_args_add(&load, span_make(text, flags_len + row->source.len));
+    mem_free(text);
+    return redis_submit(redis, &load, cb, ctx);
+}
+
+static void load_scripts(struct redis *redis)
+{
+    for (size_t i = 0; i < redis->conf->script_count; i++) {
+        if (redis_load_script(redis, i, on_script, redis) != 0) {
+            redis_drop(redis, "The scripts could not be sent to Redis.");
+            return;
+        }
+    }
+}
+
 static void on_info_server(void *ctx, int status, const struct redis_value *value)
 {
     struct redis *redis = ctx;
@@ -86,7 +120,11 @@ static void on_info_server(void *ctx, int status, const struct redis_value *valu
     redis->version = parse_version(text);
     if (redis->version < VERSION_NEEDED) {
         redis_drop(redis, "Redis 6.2 or newer is needed, this server is %.*s.", SPAN_FMT(text));
+        return;
     }
+    /* The version says how; their answers come behind those of the checks, which may drop the
+     * connection first. */
+    load_scripts(redis);
 }
 
 static void on_info_replication(void *ctx, int status, const struct redis_value *value)
@@ -237,17 +275,6 @@ void redis_setup_start(struct redis *redis)
         return;
     }
     check(redis);
-    for (size_t i = 0; i < redis->conf->script_count; i++) {
-        struct redis_args load;
-        redis_args_init(&load);
-        redis_args_text(&load, "SCRIPT");
-        redis_args_text(&load, "LOAD");
-        redis_args_add(&load, redis->conf->scripts[i].source);
-        if (redis_submit(redis, &load, on_script, redis) != 0) {
-            redis_drop(redis, "The scripts could not be sent to Redis.");
-            return;
-        }
-    }
     if (redis->conf->script_count == 0) {
         SEND(redis, on_ping, "PING");
     }
