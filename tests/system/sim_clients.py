@@ -365,7 +365,7 @@ def test_hve_faults():
         sim.fault(service="hve", kind="hang", phase="accepted", count=1)
         time.sleep(1.0)  # the period above ends by the clock: there is no event to wait for
         client = sim.smtp()
-        client.sock.settimeout(0.5)
+        client.sock.settimeout(0.5 * PATIENCE)
         try:
             client.sendmail(HVE, ["d@contoso.test"], message("<hang@test>"))
             raise AssertionError("answered instead of hanging")
@@ -529,6 +529,36 @@ def test_graph_tokens():
     with Sim("--token-roles", "none") as sim:
         status, _, body = sim.graph_send(sim.token()[1]["access_token"])
         assert (status, code_of(body)) == (403, "ErrorAccessDenied")
+
+
+def graph_mime(sim, token, text, mailbox="notify1@contoso.test"):
+    return sim.request("graph", "POST", f"/v1.0/users/{mailbox}/sendMail", base64.encodebytes(text.encode()),
+                       {"Content-Type": "text/plain", "Authorization": f"Bearer {token}"})
+
+
+def test_graph_mime_addresses():
+    with Sim() as sim:
+        token = sim.token()[1]["access_token"]
+        status, _, body = graph_mime(sim, token, "\r\n".join([
+            'From: "Notify, (really) <x@y>" (a \\) comment) <NOTIFY1@contoso.test>',
+            "To: plain@example.com, Name Last <angle@example.com>,",
+            '\t"Quoted, Name" <quoted@example.com>, (comment, with <fake@example.com>) after@example.com,',
+            '  "local part"@example.com',
+            "Cc: Group: one@example.com, Two <two@example.com>;, undisclosed-recipients:;",
+            "bcc: =?utf-8?B?w6Q=?= <bcc@example.com>",
+            "Message-ID:", " <folded@test>", "", "To: not@header.test", ""]))
+        assert status == 202, body
+        assert [d["recipient"] for d in sim.deliveries(message_id="<folded@test>")] == [
+            "plain@example.com", "angle@example.com", "quoted@example.com", "after@example.com",
+            '"local part"@example.com', "one@example.com", "two@example.com", "bcc@example.com"]
+        head = "From: notify1@contoso.test\r\n"
+        for text, status, code in ((head + "Subject: s\r\n\r\n", 400, "ErrorInvalidRecipients"),
+                                   (head + "To: a@@b\r\n\r\n", 400, "ErrorInvalidRecipients"),
+                                   ("From: boss@contoso.test\r\nTo: a@b.test\r\n\r\n", 403, "ErrorSendAsDenied"),
+                                   ("\r\nTo: a@b.test\r\n", 400, "ErrorMimeContentInvalid")):
+            seen, _, body = graph_mime(sim, token, text)
+            assert (seen, code_of(body)) == (status, code), (text, body)
+        assert graph_mime(sim, token, head + "To: a@b.test\r\n\r\n", "nobody@contoso.test")[0] == 404
 
 
 def test_token_errors():
