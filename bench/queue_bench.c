@@ -12,6 +12,7 @@
 #include "queue/embedded.h"
 #include "queue/queue.h"
 
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -240,6 +241,14 @@ static size_t argument(int argc, char **argv, int index, size_t fallback)
     return argc > index ? (size_t)strtoul(argv[index], NULL, 10) : fallback;
 }
 
+static int remove_one(const char *path, const struct stat *info, int kind, struct FTW *where)
+{
+    (void)info;
+    (void)kind;
+    (void)where;
+    return remove(path);
+}
+
 int main(int argc, char **argv)
 {
     static const struct embedded_ops embedded_ops = {.on_up = on_up, .on_down = on_down};
@@ -283,7 +292,6 @@ int main(int argc, char **argv)
     loop_free(&bench.loop);
     mem_free(socket_path);
     mem_free(bench.body);
-    char command[64];
-    (void)snprintf(command, sizeof(command), "rm -r %s", dir);
-    return system(command) == 0 && bench.failed == 0 ? 0 : 1;
+    int removed = nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    return removed == 0 && bench.failed == 0 ? 0 : 1;
 }

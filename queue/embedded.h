@@ -4,8 +4,10 @@
  * Must not know: keys or scripts. Thread: the loop's (the main thread's). The child is started,
  * watched, restarted with back-off when it dies, and stopped in good order (SHUTDOWN through
  * SIGTERM). A truncated append-only tail is repaired by Redis itself (aof-load-truncated yes); any
- * other refusal to start is reported with the server's own words. A child left over from a killed
- * gateway is found by its pid file, and taken over. */
+ * other refusal to start is reported with the server's own words. When the gateway is killed, the
+ * kernel sends the child SIGTERM (so embedded_start must be called on a thread that lives as long
+ * as the process); the next gateway finds it by its pid file, waits until its files are written and
+ * it is gone, and starts a new one on them. */
 #ifndef HEAVE_QUEUE_EMBEDDED_H
 #define HEAVE_QUEUE_EMBEDDED_H
 
