@@ -10,6 +10,7 @@
 
 #define API_DEFAULT_RECIPIENTS 10000
 #define API_CREDENTIALS_MAX 4096
+#define API_ANSWER_MAX_BYTES (48u * 1024u * 1024u)
 
 static const struct api_route routes[] = {
     {.method = "POST",
@@ -130,10 +131,28 @@ void api_call_json(struct api_call *call, int status, const struct http_header *
         all[count++] = (struct http_header){.name = SPAN_LIT("content-type"),
                                             .value = SPAN_LIT("application/json")};
     }
-    char *text = body != NULL ? json_dumps(body, JSON_COMPACT) : NULL;
+    struct buf text;
+    buf_init(&text, API_ANSWER_MAX_BYTES);
+    int rc = api_json_write(body, &text);
     json_decref(body);
-    call_answer(call, status, all, count, span_of(text));
-    free(text);
+    if (rc != 0) {
+        /* Memory, or an answer beyond all bounds: said without either. */
+        status = 503;
+        buf_reset(&text);
+    }
+    call_answer(call, status, all, count, buf_span(&text));
+    buf_release(&text);
+}
+
+static int api_json_sink(const char *piece, size_t len, void *ctx)
+{
+    return buf_append(ctx, span_make(piece, len)) == 0 ? 0 : -1;
+}
+
+int api_json_write(const json_t *value, struct buf *out)
+{
+    int rc = json_dump_callback(value, api_json_sink, out, JSON_COMPACT);
+    return rc == 0 ? buf_append_byte(out, '\n') : ERR_NOMEM;
 }
 
 json_t *api_text(struct span text)

@@ -47,11 +47,13 @@ struct api_call {
  * when the call was given up meanwhile (and is freed now). */
 void api_call_wait(struct api_call *call);
 bool api_call_resume(struct api_call *call);
-/* Answers and lets go of the call: no use of it after this. Takes `body`'s reference; NULL sends no
- * body. */
+/* Answers and lets go of the call: no use of it after this. Takes `body`'s reference. */
 void api_call_json(struct api_call *call, int status, const struct http_header *headers,
                    size_t header_count, json_t *body);
 void api_call_bytes(struct api_call *call, int status, const char *content_type, struct span body);
+
+/* Appends the value as one line. Errors: ERR_NOMEM (also the buf's limit). */
+MUST_USE int api_json_write(const json_t *value, struct buf *out);
 
 /* Text for JSON: bytes that are not UTF-8 become U+FFFD. */
 json_t *api_text(struct span text);

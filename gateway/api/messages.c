@@ -13,6 +13,10 @@
 #define LIST_LIMIT_DEFAULT 50
 #define LIST_LIMIT_MAX 500
 #define FINGERPRINT_HEX_LEN 64
+/* Long lists of rejected recipients are not stored for replay. */
+#define ANSWER_STORED_MAX_BYTES (256u * 1024u)
+/* A page of a list names at most this many recipients; see message_object(). */
+#define LIST_RECIPIENTS_MAX 20000
 
 /* Answers. */
 
@@ -38,10 +42,16 @@ static struct span messages_make_answer(struct submission *submission,
                                         const struct intake_result *result)
 {
     json_t *body = accepted_body(result);
-    char *text = json_dumps(body, JSON_COMPACT);
+    struct buf text;
+    buf_init(&text, ANSWER_STORED_MAX_BYTES);
+    int rc = api_json_write(body, &text);
     json_decref(body);
-    struct span kept = arena_dup(&submission->arena, span_of(text));
-    free(text);
+    struct span kept = {.data = NULL, .len = 0};
+    if (rc == 0) {
+        kept = arena_dup(&submission->arena, buf_span(&text));
+    }
+    buf_release(&text);
+    /* Without a stored answer a replay is answered with the id alone. */
     return kept.data != NULL ? kept : SPAN_LIT("");
 }
 
@@ -599,8 +609,20 @@ static json_t *recipient_object(const struct batch *batch, const struct recipien
     return item;
 }
 
-json_t *message_object(const struct message *message)
+static size_t recipient_total(const struct message *message)
 {
+    size_t total = 0;
+    for (size_t b = 0; b < message->batch_count; b++) {
+        total += message->batches[b].recipient_count;
+    }
+    return total;
+}
+
+json_t *message_object(const struct message *message, size_t *budget)
+{
+    size_t total = recipient_total(message);
+    bool listed = total <= *budget;
+    *budget -= listed ? total : 0;
     json_t *object = json_object();
     (void)json_object_set_new(object, "id", api_text(message->id));
     (void)json_object_set_new(object, "message_id", api_text(message->message_id));
@@ -618,7 +640,10 @@ json_t *message_object(const struct message *message)
         const struct batch *batch = &message->batches[b];
         for (size_t i = 0; i < batch->recipient_count; i++) {
             counts[batch->recipients[i].state]++;
-            (void)json_array_append_new(recipients, recipient_object(batch, &batch->recipients[i]));
+            if (listed) {
+                (void)json_array_append_new(recipients,
+                                            recipient_object(batch, &batch->recipients[i]));
+            }
         }
     }
     json_t *by_state = json_object();
@@ -628,6 +653,9 @@ json_t *message_object(const struct message *message)
     }
     (void)json_object_set_new(object, "counts", by_state);
     (void)json_object_set_new(object, "recipients", recipients);
+    if (!listed) {
+        (void)json_object_set_new(object, "recipients_omitted", json_true());
+    }
     return object;
 }
 
@@ -651,7 +679,8 @@ static void messages_on_show(void *ctx, int status, const struct message *messag
     } else if (status != 0) {
         api_unavailable(call, "The queue cannot be reached.");
     } else {
-        api_call_json(call, 200, NULL, 0, message_object(message));
+        size_t budget = SIZE_MAX;
+        api_call_json(call, 200, NULL, 0, message_object(message, &budget));
     }
 }
 
@@ -702,8 +731,9 @@ static void messages_on_list(void *ctx, int status, const struct message *messag
         return;
     }
     json_t *list = json_array();
+    size_t budget = LIST_RECIPIENTS_MAX;
     for (size_t i = 0; i < count; i++) {
-        (void)json_array_append_new(list, message_object(&messages[i]));
+        (void)json_array_append_new(list, message_object(&messages[i], &budget));
     }
     json_t *body = json_object();
     (void)json_object_set_new(body, "messages", list);

@@ -19,8 +19,10 @@ void messages_list(struct api_call *call);
 /* All clients, with the filter `client`. */
 void messages_list_all(struct api_call *call);
 
-/* The object of product.md section 7 for one message. */
-json_t *message_object(const struct message *message);
+/* The object of product.md section 7 for one message. `*budget` is how many recipients may still be
+ * named in this answer and is lowered; a message with more has an empty list and
+ * recipients_omitted: true (its counts are there). */
+json_t *message_object(const struct message *message, size_t *budget);
 /* One word for the whole message: "queued" while any recipient is open; the state all recipients
  * share; "partial" when they ended differently. */
 const char *message_state(const struct message *message);

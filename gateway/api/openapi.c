@@ -154,7 +154,9 @@ static const struct schema schemas[] = {
      "\"failed\",\"expired\",\"suppressed\",\"cancelled\",\"unknown\",\"partial\"],\"description\":\"queued while any "
      "recipient is; the state all recipients share; partial when they ended differently\"},\"counts\":{\"type\":\"object\","
      "\"description\":\"Recipients by state\",\"additionalProperties\":{\"type\":\"integer\"}},\"recipients\":{\"type\":"
-     "\"array\",\"items\":{\"$ref\":\"#/components/schemas/Recipient\"}}}}"},
+     "\"array\",\"items\":{\"$ref\":\"#/components/schemas/Recipient\"}},"
+     "\"recipients_omitted\":{\"const\":true,\"description\":\"In lists: the message has too many recipients to name "
+     "them on this page\"}}}"},
     {"MessagePage",
      "{\"type\":\"object\",\"properties\":{\"messages\":{\"type\":\"array\",\"items\":{\"$ref\":"
      "\"#/components/schemas/Message\"}},\"next_cursor\":{\"type\":[\"string\",\"null\"]}}}"},

@@ -767,7 +767,7 @@ static void test_openapi(void **state)
         memcpy(name, at, strcspn(at, "\""));
         assert_non_null(json_object_get(schemas, name));
     }
-    free(text);
+    free(text); /* the library's */
     line_close(&line);
 }
 
