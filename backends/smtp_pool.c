@@ -526,24 +526,39 @@ static void judge_failure(struct account *account, const struct answer *reason)
     }
 }
 
+/* Why the session ended, for the account: a certificate that does not convince is nothing that time
+ * mends. */
+static void failure_of(const struct connection *connection, int status, struct answer *out)
+{
+    *out = *smtp_client_reason(connection->client);
+    if (status == ERR_DENIED) {
+        out->verdict = VERDICT_CONFIG;
+        out->scope = SCOPE_BACKEND;
+        out->remedy =
+            "The server's certificate is not trusted: set ca_file to the authority that issued it, "
+            "and host to the name it was issued for.";
+    }
+}
+
 static void on_close(void *ctx, int status, const char *why)
 {
     struct connection *connection = ctx;
     struct account *account = connection->account;
     struct smtp_pool *pool = account->pool;
-    char text[200];
-    (void)snprintf(text, sizeof text, "The connection to %s port %u was lost: %s", pool->conf->host,
-                   (unsigned)pool->conf->port, why);
     connection->stream = NULL;
     /* Opportunistic TLS: better plain than not at all, and at once. */
     bool plain_next = connection->starting_tls && status != 0 &&
                       pool->conf->tls == BACKEND_TLS_OPTIONAL && !account->tls_broken;
     account->tls_broken = account->tls_broken || plain_next;
+    char text[400];
+    (void)snprintf(text, sizeof text, "The connection to %s port %u was lost: %s", pool->conf->host,
+                   (unsigned)pool->conf->port, why);
     smtp_client_lost(connection->client, text);
     connection_forget(connection);
-    const struct answer *reason = smtp_client_reason(connection->client);
     if (!smtp_client_was_ready(connection->client) && !plain_next && !pool->closing) {
-        judge_failure(account, reason);
+        struct answer failure;
+        failure_of(connection, status, &failure);
+        judge_failure(account, &failure);
     }
     smtp_client_free(&connection->client);
     mem_free(connection);

@@ -650,6 +650,14 @@ const struct verdict_smtp_row verdict_smtp_rows[] = {
      .source = "RFC 5321 4.5.3.1.10: 552 at RCPT is to be treated as 452",
      .example = "552 Too many recipients"},
 
+    {.code = 503,
+     .phases = PHASE_SENDING,
+     .kinds = KIND_SMTP,
+     .verdict = VERDICT_TRANSIENT,
+     .scope = SCOPE_NONE,
+     .source = "RFC 5321 4.2.3: the session is out of step, which is not the message's fault",
+     .example = "503 5.5.1 Bad sequence of commands"},
+
     /* -- The classes -- */
     {.code = 2,
      .phases = PHASE_ANY,
