@@ -166,6 +166,7 @@ static void note_failure(struct token_source *source, const struct answer *answe
         source->backoff_ms = BACKOFF_MAX_MS;
     }
     source->failure = *answer;
+    source->failure.scope = SCOPE_BACKEND; /* without a token nobody can send */
     int64_t wait_ms = answer->wait_ms > 0 ? answer->wait_ms : source->backoff_ms;
     source->retry_ms = loop_now_ms(source->loop) + wait_ms;
 }
