@@ -238,42 +238,57 @@ static const char *url_part(struct conf_loader *loader, struct span part)
     return text;
 }
 
+/* Takes "user:password@" off the front of `*authority`. Errors: ERR_INVAL. */
+static int take_login(struct conf_loader *loader, struct span *authority, struct queue_conf *out)
+{
+    const char *at = authority->len > 0 ? memrchr(authority->data, '@', authority->len) : NULL;
+    if (at == NULL) {
+        return ERR_OK;
+    }
+    struct span password = span_make(authority->data, (size_t)(at - authority->data));
+    struct span user = span_cut(&password, ':');
+    size_t used = (size_t)(at - authority->data) + 1;
+    *authority = span_make(authority->data + used, authority->len - used);
+    out->user = user.len > 0 ? url_part(loader, user) : NULL;
+    out->password = password.len > 0 ? url_part(loader, password) : NULL;
+    bool is_bad = (user.len > 0 && out->user == NULL) ||
+                  (password.len > 0 && out->password == NULL);
+    return is_bad ? ERR_INVAL : ERR_OK;
+}
+
+/* "host", "host:port", "[v6]:port". Errors: ERR_INVAL. */
+static int split_port(struct span authority, struct span *out_host, uint64_t *out_port)
+{
+    struct span rest = authority;
+    if (span_starts(authority, SPAN_LIT("["))) {
+        size_t end = span_find(authority, ']');
+        if (end == authority.len) {
+            return ERR_INVAL;
+        }
+        *out_host = span_make(authority.data + 1, end - 1);
+        rest = span_make(authority.data + end + 1, authority.len - end - 1);
+    } else {
+        size_t colon = span_find(authority, ':');
+        *out_host = span_make(authority.data, colon);
+        rest = span_make(authority.data + colon, authority.len - colon);
+    }
+    if (out_host->len == 0 || (rest.len > 0 && rest.data[0] != ':')) {
+        return ERR_INVAL;
+    }
+    return rest.len > 0 ? span_to_u64(span_make(rest.data + 1, rest.len - 1), 65535, out_port)
+                        : ERR_OK;
+}
+
 /* "[user[:password]@]host[:port][/db]". Errors: ERR_INVAL. */
 static int parse_redis_url(struct conf_loader *loader, struct span rest, struct queue_conf *out)
 {
     struct span authority = span_cut(&rest, '/');
+    struct span host = {.data = NULL, .len = 0};
     uint64_t database = 0;
-    if (rest.len > 0 && span_to_u64(rest, 1000, &database) != ERR_OK) {
-        return ERR_INVAL;
-    }
-    const char *at = authority.len > 0 ? memrchr(authority.data, '@', authority.len) : NULL;
-    if (at != NULL) {
-        struct span password = span_make(authority.data, (size_t)(at - authority.data));
-        struct span user = span_cut(&password, ':');
-        out->user = user.len > 0 ? url_part(loader, user) : NULL;
-        out->password = password.len > 0 ? url_part(loader, password) : NULL;
-        size_t used = (size_t)(at - authority.data) + 1;
-        authority = span_make(authority.data + used, authority.len - used);
-    }
-    struct span host = authority;
     uint64_t port = 6379;
-    struct span port_text = {.data = NULL, .len = 0};
-    if (span_starts(authority, SPAN_LIT("["))) {
-        size_t end = span_find(authority, ']');
-        host = span_make(authority.data + 1, end > 0 ? end - 1 : 0);
-        port_text = end < authority.len
-                        ? span_make(authority.data + end + 1, authority.len - end - 1)
-                        : port_text;
-    } else {
-        size_t colon = span_find(authority, ':');
-        host.len = colon;
-        port_text = span_make(authority.data + colon, authority.len - colon);
-    }
-    if (host.len == 0 || (port_text.len > 0 && port_text.data[0] != ':')) {
-        return ERR_INVAL;
-    }
-    if (port_text.len > 0 &&
-        span_to_u64(span_make(port_text.data + 1, port_text.len - 1), 65535, &port) != ERR_OK) {
+    if ((rest.len > 0 && span_to_u64(rest, 1000, &database) != ERR_OK) ||
+        take_login(loader, &authority, out) != ERR_OK ||
+        split_port(authority, &host, &port) != ERR_OK) {
         return ERR_INVAL;
     }
     out->host = conf_text(loader, host);
