@@ -2,7 +2,8 @@
 --
 -- KEYS: shard tag. ARGV: lease_ms, token, most body bytes to hand out, number of wants; then per want
 --   pair, backend, most batches.
--- Reply: {closed_until_ms per want}, {entry, stored batch, ...}, {id, stored message, body, ...}.
+-- Reply: {closed_until_ms per want}, {entry, stored batch, ...}, {id, stored message, body, ...}. A large body is ''
+--   here and fetched by GET: it would be copied six times on its way through a script.
 --
 -- A popped entry is taken only when its batch is READY ('R', or 'E': past its expiry) and not leased: an
 -- entry may stand in two lists after its message expired, and the second one to be popped is dropped here.
@@ -111,7 +112,8 @@ for i = 1, #taken do
             seen[id] = true
             ids[#ids + 1] = id
             keys[#keys + 1] = tag .. ':m:' .. id
-            keys[#keys + 1] = tag .. ':b:' .. id
+            local large = string.find(entry, '*', 1, true)
+            keys[#keys + 1] = tag .. (large and ':n:' or ':b:') .. id
         end
     end
 end

@@ -3,9 +3,9 @@
 -- KEYS: shard tag, then one idempotency key for each message that has one, in order.
 -- ARGV: max_bytes (0: no limit), idempotency ttl ms, number of messages; then per message
 --   id, charge, expires_ms, stored message, body, recipients, fingerprint, answer (both '' without a key),
---   '1' when there is a key, number of batches; then per batch
+--   flags (1: there is a key, 2: the body is large and was SET before with an expiry), number of batches; then per batch
 --   entry, pair, client, due_ms (0: ready), stored batch.
--- Reply: per message 0 (stored), 1 (full), 2 (conflict) or {id, answer} (known key).
+-- Reply: per message 0 (stored), 1 (full), 2 (conflict), 3 (its large body did not arrive) or {id, answer} (known key).
 --
 -- Everything of the group is collected first and written with a few variadic calls: the price of a call
 -- is most of the price of a script.
@@ -20,6 +20,7 @@ local at = 4
 local strings, expiries, ids, replies = {}, {}, {}, {}
 local ready, ready_order, delayed, delayed_order = {}, {}, {}, {}
 local charged, recipients = 0, 0
+local large, unwanted = {}, {}
 
 local function add(lists, order, key, first, second)
     local list = lists[key]
@@ -47,7 +48,7 @@ local function many(command, key, list)
     return result
 end
 
-local function known(i, id)
+local function known()
     local key = KEYS[next_key]
     next_key = next_key + 1
     local old = redis.call('HMGET', key, 'f', 'i', 'a')
@@ -64,11 +65,22 @@ for i = 1, tonumber(ARGV[3]) do
     local id, charge = ARGV[at], tonumber(ARGV[at + 1])
     local batches = tonumber(ARGV[at + 9])
     local reply, key = nil, nil
-    if ARGV[at + 8] == '1' then
-        reply, key = known(i, id)
+    local flags = tonumber(ARGV[at + 8])
+    local body_key = tag .. ':b:' .. id
+    if flags % 2 == 1 then
+        reply, key = known()
     end
     if not reply and max_bytes > 0 and used + charge > max_bytes then
         reply = 1
+    end
+    if flags >= 2 then
+        if reply then
+            unwanted[#unwanted + 1] = body_key
+        elseif redis.call('EXISTS', body_key) == 0 then
+            reply = 3
+        else
+            large[#large + 1] = body_key
+        end
     end
     if not reply then
         reply = 0
@@ -80,8 +92,11 @@ for i = 1, tonumber(ARGV[3]) do
         expiries[#expiries + 1] = id
         local n = #strings
         strings[n + 1], strings[n + 2] = tag .. ':m:' .. id, ARGV[at + 3]
-        strings[n + 3], strings[n + 4] = tag .. ':b:' .. id, ARGV[at + 4]
-        n = n + 4
+        n = n + 2
+        if flags < 2 then
+            strings[n + 1], strings[n + 2] = body_key, ARGV[at + 4]
+            n = n + 2
+        end
         if batches > 1 then
             strings[n + 1], strings[n + 2] = tag .. ':o:' .. id, batches
             n = n + 2
@@ -106,11 +121,17 @@ for i = 1, tonumber(ARGV[3]) do
     replies[i] = reply
     at = at + 10 + 5 * batches
 end
+if #unwanted > 0 then
+    redis.call('UNLINK', unpack(unwanted))
+end
 if #ids == 0 then
     return replies
 end
 
 many('MSET', nil, strings)
+for _, body_key in ipairs(large) do
+    redis.call('PERSIST', body_key)
+end
 many('ZADD', tag .. ':x', expiries)
 many('RPUSH', tag .. ':a', ids)
 for _, key in ipairs(delayed_order) do

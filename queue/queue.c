@@ -40,6 +40,13 @@ uint32_t queue_shard_of_id(const struct queue *queue, struct span id)
     return shard % queue->conf->shards;
 }
 
+void queue_body_key(uint32_t shard, struct span id, char out[QUEUE_BODY_KEY_MAX])
+{
+    char tag[QUEUE_TAG_MAX];
+    queue_tag(shard, tag);
+    (void)snprintf(out, QUEUE_BODY_KEY_MAX, "%s:b:%.*s", tag, SPAN_FMT(id));
+}
+
 void queue_call_begin(uint32_t shard, struct redis_args *head)
 {
     char tag[QUEUE_TAG_MAX];

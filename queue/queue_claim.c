@@ -28,8 +28,17 @@ struct claim {
     uint32_t shards_left; /* after this one */
     char token[24];
     int64_t lease_end_ms;
-    struct queue_lease **leases;
+    struct queue_lease **leases; /* NULL: one whose body could not be had */
     size_t lease_count, lease_cap;
+    size_t fetches; /* large bodies on their way */
+};
+
+/* The large body of one message, for the leases that need it: `count` of the claim's from `first`
+ * on. */
+struct fetch {
+    struct claim *claim;
+    size_t first, count;
+    char suffix[24]; /* "*KiB", the end of its batches' entries */
 };
 
 static void ask_next(struct claim *claim);
@@ -42,6 +51,13 @@ static void claim_finish(struct claim *claim, int status)
         closed[i] = claim->wants[i].closed_until_ms;
     }
     queue->claims_running--;
+    size_t kept = 0;
+    for (size_t i = 0; i < claim->lease_count; i++) {
+        if (claim->leases[i] != NULL) {
+            claim->leases[kept++] = claim->leases[i];
+        }
+    }
+    claim->lease_count = kept;
     if (queue->closing) {
         /* Nobody is told any more: what was claimed goes back. */
         for (size_t i = 0; i < claim->lease_count; i++) {
@@ -61,14 +77,15 @@ static void claim_finish(struct claim *claim, int status)
     }
 }
 
-/* A lease keeps copies of its own: stored records and body, in its arena. */
+/* A lease keeps copies of its own: stored records and body, in its arena. A large body comes later.
+ */
 static int fill_lease(struct queue_lease *lease, const struct redis_value *batch,
-                      const struct redis_value *message)
+                      const struct redis_value *message, bool large)
 {
     struct span id = redis_item(message, 0)->text;
     struct span stored_message = redis_item(message, 1)->text;
     const struct redis_value *body = redis_item(message, 2);
-    if (body->type != REDIS_TEXT) {
+    if (body->type != REDIS_TEXT && !large) {
         return ERR_INVAL;
     }
     struct span own_id = arena_dup(&lease->arena, id);
@@ -99,6 +116,50 @@ static int fill_lease(struct queue_lease *lease, const struct redis_value *batch
     return 0;
 }
 
+/* Into the heartbeat's ring: the lease is complete. */
+static void link_lease(struct claim *claim, struct queue_lease *lease)
+{
+    struct queue_lease *ring = &claim->queue->leases;
+    lease->prev = ring->prev;
+    lease->next = ring;
+    ring->prev->next = lease;
+    ring->prev = lease;
+}
+
+static void on_body(void *ctx, int status, const struct redis_value *value);
+
+/* Asks for the body of the newest lease; leases of the same message that follow each other share
+ * one answer. */
+static void fetch_body(struct claim *claim, struct span entry, struct fetch **last)
+{
+    size_t index = claim->lease_count - 1;
+    struct span id = claim->leases[index]->message.id;
+    if (*last != NULL && span_eq(claim->leases[(*last)->first]->message.id, id)) {
+        (*last)->count++;
+        return;
+    }
+    char key[QUEUE_BODY_KEY_MAX];
+    struct redis_args args;
+    struct fetch *fetch = mem_zero(sizeof(*fetch));
+    *fetch = (struct fetch){.claim = claim, .first = index, .count = 1};
+    struct span suffix = entry;
+    (void)span_cut(&suffix, '*');
+    (void)snprintf(fetch->suffix, sizeof(fetch->suffix), "*%.*s", SPAN_FMT(suffix));
+    queue_body_key(claim->shard, id, key);
+    redis_args_init(&args);
+    redis_args_text(&args, "GET");
+    redis_args_text(&args, key);
+    if (redis_call(claim->queue->redis, &args, on_body, fetch) != 0) {
+        mem_free(fetch);
+        queue_lease_free(&claim->leases[index]);
+        claim->lease_count--;
+        *last = NULL;
+        return;
+    }
+    claim->fetches++;
+    *last = fetch;
+}
+
 static void keep_lease(struct claim *claim, struct queue_lease *lease)
 {
     if (claim->lease_count == claim->lease_cap) {
@@ -108,11 +169,6 @@ static void keep_lease(struct claim *claim, struct queue_lease *lease)
         ASSERT(claim->leases != NULL);
     }
     claim->leases[claim->lease_count++] = lease;
-    struct queue_lease *ring = &claim->queue->leases;
-    lease->prev = ring->prev;
-    lease->next = ring;
-    ring->prev->next = lease;
-    ring->prev = lease;
     char pair[QUEUE_NAMES_MAX + 2];
     if (queue_pair_name(lease->batch.lane, lease->batch.backend, pair) != 0) {
         return;
@@ -140,27 +196,38 @@ static struct span pair_of_stored(struct span stored)
     return span_make(route.data, first + 1 + second);
 }
 
-static void take_batch(struct claim *claim, struct span entry, const struct redis_value *batch,
-                       const struct redis_value *message)
+static void give_up_batch(struct claim *claim, struct span entry, struct span pair)
 {
     struct queue *queue = claim->queue;
+    queue_settle_unreadable(queue, claim->shard, entry, claim->token, pair);
+    if (queue->ops->on_sweep != NULL) {
+        queue->ops->on_sweep(queue->ctx, "unreadable", 1);
+    }
+}
+
+static void take_batch(struct claim *claim, struct span entry, const struct redis_value *batch,
+                       const struct redis_value *message, struct fetch **last)
+{
     struct queue_lease *lease = mem_zero(sizeof(*lease));
+    bool large = span_find(entry, '*') < entry.len;
     arena_init(&lease->arena, LEASE_MAX_BYTES);
     memcpy(lease->token, claim->token, sizeof(lease->token));
     lease->lease_end_ms = claim->lease_end_ms;
-    int status = fill_lease(lease, batch, message);
+    int status = fill_lease(lease, batch, message, large);
     if (status == 0) {
         keep_lease(claim, lease);
+        if (large) {
+            fetch_body(claim, entry, last);
+        } else {
+            link_lease(claim, lease);
+        }
         return;
     }
     queue_lease_free(&lease);
     if (status == ERR_NOMEM) {
         return; /* the lease ends by itself and the batch is ready again */
     }
-    queue_settle_unreadable(queue, claim->shard, entry, claim->token, pair_of_stored(batch->text));
-    if (queue->ops->on_sweep != NULL) {
-        queue->ops->on_sweep(queue->ctx, "unreadable", 1);
-    }
+    give_up_batch(claim, entry, pair_of_stored(batch->text));
 }
 
 /* `messages` is flat: id, stored, body, id, ...; batches of one message stand near each other. */
@@ -168,6 +235,7 @@ static void take_batches(struct claim *claim, const struct redis_value *batches,
                          const struct redis_value *messages)
 {
     size_t at = 0;
+    struct fetch *last = NULL;
     for (size_t i = 0; i + 1 < batches->count; i += 2) {
         struct span entry = batches->items[i].text;
         struct span rest = entry;
@@ -183,7 +251,51 @@ static void take_batches(struct claim *claim, const struct redis_value *batches,
             message.items = &messages->items[at];
             message.count = 3;
         }
-        take_batch(claim, entry, &batches->items[i + 1], &message);
+        take_batch(claim, entry, &batches->items[i + 1], &message, &last);
+    }
+}
+
+/* The body of a message with open batches is gone: somebody deleted it. */
+static void give_up_lease(struct claim *claim, const struct queue_lease *lease, const char *suffix)
+{
+    char entry[QUEUE_ENTRY_MAX];
+    char pair[QUEUE_NAMES_MAX + 2];
+    (void)snprintf(entry, sizeof(entry), "%.*s/%u%s", SPAN_FMT(lease->message.id),
+                   lease->batch.number, suffix);
+    if (queue_pair_name(lease->batch.lane, lease->batch.backend, pair) == 0) {
+        give_up_batch(claim, span_of(entry), span_of(pair));
+    }
+}
+
+/* One lease's part of a fetched body. */
+static void take_body(struct fetch *fetch, size_t index, int status,
+                      const struct redis_value *value)
+{
+    struct claim *claim = fetch->claim;
+    struct queue_lease *lease = claim->leases[index];
+    if (status == 0 && value->type == REDIS_TEXT) {
+        lease->message.body = arena_dup(&lease->arena, value->text);
+        if (lease->message.body.data != NULL) {
+            link_lease(claim, lease);
+            return;
+        }
+    } else if (status == 0) {
+        give_up_lease(claim, lease, fetch->suffix);
+    }
+    queue_lease_free(&claim->leases[index]);
+}
+
+static void on_body(void *ctx, int status, const struct redis_value *value)
+{
+    struct fetch *fetch = ctx;
+    struct claim *claim = fetch->claim;
+    for (size_t i = 0; i < fetch->count; i++) {
+        take_body(fetch, fetch->first + i, status, value);
+    }
+    mem_free(fetch);
+    claim->fetches--;
+    if (claim->fetches == 0) {
+        ask_next(claim);
     }
 }
 
@@ -205,7 +317,9 @@ static void on_claimed(void *ctx, int status, const struct redis_value *value)
     if (batches->type == REDIS_ARRAY && messages->type == REDIS_ARRAY) {
         take_batches(claim, batches, messages);
     }
-    ask_next(claim);
+    if (claim->fetches == 0) {
+        ask_next(claim);
+    }
 }
 
 static int ask(struct claim *claim)

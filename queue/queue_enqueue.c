@@ -14,6 +14,7 @@ enum {
     RECORD_BYTES_MAX = 1024 * 1024,
     IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000,
     IDEMPOTENCY_KEY_MAX = 255,
+    BODY_ALONE_MS = 3600 * 1000,
     WAIT_TIMEOUT_MS = 8000, /* below the connection's own deadline */
 };
 #define WAITING_MAX_BYTES ((size_t)128 << 20)
@@ -100,6 +101,9 @@ static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *
         waiter->status = ERR_FULL;
     } else if (reply->integer == CONFLICT) {
         waiter->status = ERR_CONFLICT;
+    } else if (reply->integer != STORED) {
+        waiter->status =
+            ERR_UNAVAILABLE; /* the SET of its large body was refused: memory is full */
     }
 }
 
@@ -318,6 +322,7 @@ static void add_message(struct enqueue_group *group, const struct message *messa
 {
     struct redis_args *args = &group->messages;
     bool keyed = idempotency != NULL && idempotency->key.len > 0;
+    bool large = message->body.len > QUEUE_LARGE_BODY;
     struct buf record;
     buf_init(&record, RECORD_BYTES_MAX);
     int status = queue_message_store(message, &record);
@@ -326,11 +331,11 @@ static void add_message(struct enqueue_group *group, const struct message *messa
     redis_args_number(args, (int64_t)queue_charge(message->body.len, message->batch_count));
     redis_args_number(args, message->expires_ms);
     redis_args_add(args, buf_span(&record));
-    redis_args_add(args, message->body);
+    redis_args_add(args, large ? (struct span){0} : message->body);
     redis_args_number(args, (int64_t)open_recipients(message));
     redis_args_add(args, keyed ? idempotency->fingerprint : (struct span){0});
     redis_args_add(args, keyed ? idempotency->answer : (struct span){0});
-    redis_args_text(args, keyed ? "1" : "");
+    redis_args_number(args, (keyed ? 1 : 0) + (large ? 2 : 0));
     redis_args_number(args, (int64_t)message->batch_count);
     for (size_t i = 0; i < message->batch_count; i++) {
         add_batch(group->queue, group->shard, args, message, &message->batches[i], due_ms, &record);
@@ -339,6 +344,22 @@ static void add_message(struct enqueue_group *group, const struct message *messa
         add_idempotency(group->queue, &group->keys, idempotency);
     }
     buf_release(&record);
+}
+
+/* A large body goes ahead of its message as a plain SET, which copies it once; the script makes it
+ * stay. Should the script never run, the body ends by itself. */
+static int send_body(struct queue *queue, uint32_t shard, const struct message *message)
+{
+    char key[QUEUE_BODY_KEY_MAX];
+    struct redis_args args;
+    queue_body_key(shard, message->id, key);
+    redis_args_init(&args);
+    redis_args_text(&args, "SET");
+    redis_args_text(&args, key);
+    redis_args_add(&args, message->body);
+    redis_args_text(&args, "PX");
+    redis_args_number(&args, BODY_ALONE_MS);
+    return redis_call(queue->redis, &args, NULL, NULL);
 }
 
 /* Takes a message that could not be appended out of its group again. */
@@ -363,6 +384,12 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
         return status;
     }
     uint32_t shard = queue_shard_of_id(queue, message->id);
+    if (message->body.len > QUEUE_LARGE_BODY) {
+        status = send_body(queue, shard, message);
+        if (status != 0) {
+            return status == ERR_NOMEM ? ERR_LIMIT : status;
+        }
+    }
     if (queue->groups[shard] == NULL) {
         queue->groups[shard] = group_new(queue, shard);
     }

@@ -30,6 +30,8 @@ extern const struct redis_script queue_scripts[SCRIPT_COUNT];
 #define QUEUE_SHARDS_MAX 32
 #define QUEUE_NAMES_MAX 300 /* lane, backend and client together */
 #define QUEUE_ENTRY_MAX 80
+#define QUEUE_LARGE_BODY \
+    ((size_t)64 * 1024) /* above: SET and GET instead of passing through scripts */
 #define QUEUE_TAG_MAX 8
 
 /* A (lane, backend) this connection has entered in the shard's set of pairs. */
@@ -81,6 +83,9 @@ struct queue {
 /* "{h0}" */
 void queue_tag(uint32_t shard, char out[QUEUE_TAG_MAX]);
 uint32_t queue_shard_of_id(const struct queue *queue, struct span id);
+/* "{h0}:b:ID" */
+#define QUEUE_BODY_KEY_MAX (QUEUE_TAG_MAX + 4 + MESSAGE_ID_MAX)
+void queue_body_key(uint32_t shard, struct span id, char out[QUEUE_BODY_KEY_MAX]);
 /* Begins the head of a script call: the shard's tag as its first key. */
 void queue_call_begin(uint32_t shard, struct redis_args *head);
 /* Makes sure the pair is in the shard's set. */

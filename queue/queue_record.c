@@ -13,7 +13,6 @@
 #include <stdio.h>
 
 enum {
-    LARGE_BODY_BYTES = 64 * 1024,
     HEAD_FIXED = 23, /* through the space before the route */
     EPOCH_AT = 2,
     EPOCH_DIGITS = 6,
@@ -28,7 +27,7 @@ enum {
 static void large_suffix(size_t body_len, char out[24])
 {
     out[0] = '\0';
-    if (body_len > LARGE_BODY_BYTES) {
+    if (body_len > QUEUE_LARGE_BODY) {
         (void)snprintf(out, 24, "*%zu", (body_len + 1023) / 1024);
     }
 }

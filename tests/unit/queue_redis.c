@@ -337,6 +337,32 @@ static void test_garbage_records(void **state)
     claim_wait(&handle, "normal", "hve", 10, &claimed);
     assert_int_equal(claimed.count, 0);
     assert_int_equal(handle.swept_unreadable, 3);
+
+    /* A large body travels by itself: gone, its batch is held, too; shared by three batches, all
+     * get it. */
+    static char body[200000];
+    memset(body, 'b', sizeof(body));
+    for (size_t round = 0; round < 2; round++) {
+        draft_fill(&draft, handle.queue, "erp", "normal", 3, 1);
+        draft.message.body = span_make(body, sizeof(body));
+        assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+        (void)snprintf(key, sizeof(key), "{h0}:b:%s", draft.id);
+        assert_int_equal(CALL(&admin, "PTTL", key).number, -1); /* it stays */
+        if (round == 1) {
+            assert_int_equal(CALL(&admin, "DEL", key).status, 0);
+        }
+        claim_wait(&handle, "normal", "hve", 10, &claimed);
+        assert_int_equal(claimed.count, round == 0 ? 3 : 0);
+        for (size_t i = 0; i < claimed.count; i++) {
+            assert_true(span_eq(claimed.leases[i]->message.body, draft.message.body));
+            lease_finish(claimed.leases[i], RECIPIENT_DELIVERED);
+            assert_int_equal(settle_wait(&handle, &claimed.leases[i], QUEUE_NEXT_DONE, 0), 0);
+        }
+    }
+    assert_int_equal(CALL(&admin, "EXISTS", key).number, 0);
+    assert_int_equal(handle.swept_unreadable, 6);
+    assert_int_equal(show_wait(&handle, draft.id, &shown), 0);
+    assert_int_equal(shown.batches[2].state, BATCH_HELD);
     assert_true(handle.up);
     handle_close(&handle);
     link_close(&admin);
