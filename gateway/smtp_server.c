@@ -41,7 +41,7 @@ static void fill_limits(struct smtp_settings *settings, const struct smtp_server
                                     ? conf->max_connections_per_address
                                     : settings->max_connections;
     size_t held = conf->max_held_bytes > 0 ? conf->max_held_bytes : DEFAULT_HELD_BYTES;
-    size_t least = 2 * settings->machine.max_message_bytes;
+    size_t least = 2 * (settings->machine.max_message_bytes + 1); /* a buf may keep a NUL more */
     settings->max_held_bytes = held > least ? held : least;
     settings->idle_timeout_ms = conf->idle_timeout_ms > 0 ? conf->idle_timeout_ms : DEFAULT_IDLE_MS;
     settings->data_timeout_ms = conf->data_timeout_ms > 0 ? conf->data_timeout_ms : DEFAULT_DATA_MS;

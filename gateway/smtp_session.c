@@ -361,7 +361,8 @@ static size_t on_data(void *ctx, struct span bytes)
         s->unread = true;
         stream_pause(s->stream);
     }
-    bool progress = waiting || smtp_in_data(s->machine) ||
+    /* A part of a command line changes nothing, its deadline least of all. */
+    bool progress = waiting || smtp_in_data(s->machine) || buf_len(&s->server->out) > 0 ||
                     smtp_counts(s->machine)->commands != s->commands_seen;
     if (progress) {
         settle(s);
