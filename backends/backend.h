@@ -140,8 +140,8 @@ struct backend_env {
     struct loop *loop;
     /* Reads a message into parts (gateway/mime), see mail_view.h. NULL where no kind needs it (tests). */
     mail_read_fn read_mail;
-    /* An account, mailbox or the whole backend changed health: "blocked", "config", "ok", with the service's words and
-     * the remedy. For logs and metrics. May be NULL. */
+    /* An account, mailbox or the whole backend changed health: "blocked", "config", "unreachable" (no connection can
+     * be made), "ok", with the service's words and the remedy. For logs and metrics. May be NULL. */
     void (*on_health)(void *ctx, const char *backend, const char *account, const char *what, const char *text,
                       const char *remedy);
     void *ctx;

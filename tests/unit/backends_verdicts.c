@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
@@ -216,6 +217,84 @@ static void long_texts_are_cut(void **state)
     assert_null(answer.remedy);
 }
 
+/* ---- The documentation ---- */
+
+static void append_names(struct buf *line, unsigned set, const char *const *names, size_t count)
+{
+    const char *separator = "";
+    for (size_t i = 0; i < count; i++) {
+        if ((set & 1u << i) != 0) {
+            assert_int_equal(buf_printf(line, "%s%s", separator, names[i]), 0);
+            separator = " ";
+        }
+    }
+}
+
+/* A row as backends/README.md shows it. */
+static void format_row(const struct verdict_smtp_row *row, struct buf *line)
+{
+    static const char *const phases[] = {"connect", "auth", "mail", "rcpt", "data", "dot"};
+    static const char *const kinds[] = {"hve", "smtp"};
+    static const char *const scopes[] = {"", " account", " backend", " tenant"};
+    static const char *const verdicts[] = {"delivered",
+                                           "recipient-permanent",
+                                           "message-permanent",
+                                           "throttled",
+                                           "transient",
+                                           "account-blocked",
+                                           "config",
+                                           "refresh",
+                                           "unknown"};
+    assert_int_equal(
+        buf_printf(line, "| `%.80s%s` | ", row->example, strlen(row->example) > 80 ? "…" : ""), 0);
+    if (row->phases == PHASE_ANY) {
+        assert_int_equal(buf_printf(line, "any"), 0);
+    } else {
+        append_names(line, row->phases, phases, 6);
+    }
+    assert_int_equal(buf_printf(line, " | "), 0);
+    append_names(line, row->kinds, kinds, 2);
+    assert_int_equal(buf_printf(line, " | %s%s", verdicts[row->verdict], scopes[row->scope]), 0);
+    if (row->wait_ms > 0) {
+        assert_int_equal(buf_printf(line, " %lld s", (long long)(row->wait_ms / 1000)), 0);
+    }
+    assert_int_equal(buf_printf(line, " | %s |\n", row->source), 0);
+}
+
+static void read_file(const char *path, struct buf *out)
+{
+    FILE *file = fopen(path, "re");
+    assert_non_null(file);
+    char room[4096];
+    for (size_t got = fread(room, 1, sizeof room, file); got > 0;
+         got = fread(room, 1, sizeof room, file)) {
+        assert_int_equal(buf_append(out, span_make(room, got)), 0);
+    }
+    (void)fclose(file); /* only read */
+}
+
+/* Prints what is missing, ready to be pasted. */
+static void the_readme_shows_every_row(void **state)
+{
+    (void)state;
+    struct buf readme;
+    buf_init(&readme, 1 << 20);
+    read_file(HEAVE_SOURCE_DIR "/backends/README.md", &readme);
+    size_t missing = 0;
+    for (size_t i = 0; i < verdict_smtp_row_count; i++) {
+        struct buf line;
+        buf_init(&line, 4096);
+        format_row(&verdict_smtp_rows[i], &line);
+        if (span_search(buf_span(&readme), buf_span(&line)) == buf_len(&readme)) {
+            (void)fprintf(stderr, "%.*s", SPAN_FMT(buf_span(&line)));
+            missing++;
+        }
+        buf_release(&line);
+    }
+    buf_release(&readme);
+    assert_int_equal(missing, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -224,6 +303,7 @@ int main(void)
         cmocka_unit_test(replies_of_the_fact_sheet),
         cmocka_unit_test(unknown_replies_fall_to_their_class),
         cmocka_unit_test(long_texts_are_cut),
+        cmocka_unit_test(the_readme_shows_every_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
