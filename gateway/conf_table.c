@@ -26,6 +26,7 @@ static const struct conf_option options[] = {
      .help = "What this process does: accept messages, deliver them, or both."},
     {.path = "drain_timeout",
      .type = CONF_DURATION,
+     .reload = CONF_LIVE,
      .fallback = "30s",
      .min = 0,
      .max = HOUR,
@@ -206,7 +207,6 @@ static const struct conf_option options[] = {
     {.path = "lanes",
      .type = CONF_NAMED,
      .max = 16,
-     .reload = CONF_LIVE,
      .help =
          "Kinds of mail that do not hold each other up. alert, normal and bulk are always there."},
     {.path = "lanes.*.share",
@@ -214,12 +214,10 @@ static const struct conf_option options[] = {
      .fallback = "10%",
      .min = 1,
      .max = 100,
-     .reload = CONF_LIVE,
      .help = "Weight of the lane when batches are claimed."},
     {.path = "lanes.*.retry",
      .type = CONF_LADDER,
      .fallback = "30s, 2m, 5m, 15m, 1h*",
-     .reload = CONF_LIVE,
      .help =
          "Waits after failed attempts; a star after the last one repeats it until the message expires."},
     {.path = "lanes.*.expires",
@@ -227,13 +225,11 @@ static const struct conf_option options[] = {
      .fallback = "24h",
      .min = SECOND,
      .max = 30 * DAY,
-     .reload = CONF_LIVE,
      .help = "Recipients not delivered so long after acceptance expire."},
     {.path = "lanes.*.on_unknown",
      .type = CONF_ENUM,
      .values = "retry|hold",
      .fallback = "retry",
-     .reload = CONF_LIVE,
      .help =
          "When the service's answer was lost: try again (maybe twice delivered), or hold for a person."},
 

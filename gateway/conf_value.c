@@ -193,6 +193,10 @@ static void scaled_text(const struct unit *units, size_t count, int64_t number, 
                         size_t out_bytes)
 {
     const struct unit *best = &units[0];
+    if (number == 0) {
+        (void)snprintf(out, out_bytes, "0");
+        return;
+    }
     for (size_t i = 1; i < count; i++) {
         if (number >= units[i].factor && number % units[i].factor == 0) {
             best = &units[i];

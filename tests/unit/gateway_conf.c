@@ -580,10 +580,11 @@ static void restart_is_named(void **state)
               "# moved\n" BASE "clients: [{name: b, networks: [\"::1\"]}]\nlog: {level: debug}\n");
     assert_int_equal(conf_restart_needed(before, rig->conf, &text), ERR_OK);
     assert_int_equal(buf_len(&text), 0);
-    load_good(rig, BACKENDS ROUTES
-              "listeners: [{protocol: smtp, bind: \"127.0.0.1:26\"}]\nqueue: {shards: 2}\n");
+    load_good(
+        rig, BACKENDS ROUTES
+        "listeners: [{protocol: smtp, bind: \"127.0.0.1:26\"}]\nqueue: {shards: 2}\nlanes: {bulk: {expires: 9h}}\n");
     assert_int_equal(conf_restart_needed(before, rig->conf, &text), ERR_OK);
-    assert_string_equal(buf_text(&text), "listeners, queue.shards");
+    assert_string_equal(buf_text(&text), "listeners, queue.shards, lanes");
     buf_release(&text);
     conf_unref(&before);
 }
