@@ -95,6 +95,10 @@ static int http1_on_method(llhttp_t *parser, const char *at, size_t length)
 {
     struct http1 *h = parser->data;
     h->exchange->request.method = span_make(at, length);
+    if (span_eq(h->exchange->request.method, SPAN_LIT("PRI"))) {
+        /* llhttp would wait for the rest of a preface, which is not for this machine. */
+        return http1_refuse(h, 400, "PRI is not a method of HTTP/1.1.");
+    }
     return 0;
 }
 

@@ -380,6 +380,8 @@ static const struct refusal refusals[] = {
     {"bare CR", "GET / HTTP/1.1\r\nhost: h\r\nx: a\rcontent-length: 3\r\n\r\n", "400"},
     {"NUL", "GET / HTTP/1.1\r\nhost: h\r\nx: a\001b\r\n\r\n", "400"},
     {"TLS hello", "\026\003\001\002", "400"},
+    {"preface of no version", "PRI * HTTP/1.1\r\n\r\n", "400"},
+    {"preface late", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400"},
     {"unknown method", "FETCH / HTTP/1.1\r\nhost: h\r\n\r\n", "400"},
     {"SMTP", "EHLO client\r\n", "400"},
     {"no target", "GET HTTP/1.1\r\nhost: h\r\n\r\n", "400"},
