@@ -823,6 +823,44 @@ static void test_redis_away(void **state)
     line_close(&line);
 }
 
+/* Admission refuses: the key is free again, and the answer asks for patience. */
+static void test_queue_full(void **state)
+{
+    struct world *w = *state;
+    struct handle small;
+    struct queue_conf conf = w->rig.conf;
+    conf.max_bytes = 1;
+    handle_open(&w->rig, &small, &conf);
+    struct intake *intake = intake_new(w->rig.loop, small.queue, &intake_conf, w->events);
+    struct api_conf full_conf = {
+        .loop = w->rig.loop,
+        .hostname = "gw.test",
+        .max_message_bytes = intake_conf.max_message_bytes,
+        .policy = w->policy,
+        .cache = w->cache,
+        .intake = intake,
+        .queue = small.queue,
+        .events = w->events,
+    };
+    struct api *api = api_new(&full_conf);
+    struct line line;
+    line_open(w, &line, api, "198.51.100.7");
+    line_send(&line, "POST /v1/messages", ERP JSON_TYPE "idempotency-key: full\r\n",
+              span_of(SMALL));
+    line_receive(&line);
+    assert_int_equal(line.status, 503);
+    assert_true(head_has(&line, "retry-after: 30"));
+    assert_string_equal(member(&line, "type"), "urn:heave:problem:queue-full");
+    line_close(&line);
+    api_free(&api);
+    intake_free(&intake);
+    handle_close(&small);
+    ask(w, &line, "POST /v1/messages", ERP JSON_TYPE "idempotency-key: full\r\n", SMALL);
+    assert_int_equal(line.status, 202);
+    assert_false(head_has(&line, "idempotency-replayed"));
+    line_close(&line);
+}
+
 static void test_durations(void **state)
 {
     (void)state;
@@ -860,6 +898,7 @@ int main(void)
         cmocka_unit_test(test_openapi),
         cmocka_unit_test(test_peer_gone),
         cmocka_unit_test(test_redis_away),
+        cmocka_unit_test(test_queue_full),
         cmocka_unit_test(test_durations),
     };
     return cmocka_run_group_tests(tests, world_setup, world_teardown);

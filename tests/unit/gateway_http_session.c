@@ -267,7 +267,7 @@ static void test_prior_knowledge(void **state)
     client_send(&c, "PRI * HT"); /* as many bytes as leave it open */
     loop_run_once(w.loop);
     assert_int_equal(w.started, 0);
-    client_send(&c, HTTP2_PREFACE + 8);
+    client_send(&c, &HTTP2_PREFACE[8]);
     static const char settings[] = "\0\0\0\4\0\0\0\0\0";
     assert_int_equal(stream_write(c.stream, span_make(settings, 9)), 0);
     WAIT(&w, buf_len(&c.in) >= 9);
