@@ -45,7 +45,7 @@ enum health {
     HEALTH_PARKED,
     HEALTH_BLOCKED,
     HEALTH_CONFIG,
-    HEALTH_UNREACHABLE, /* no connection could be made; `until_ms` is the end of the back-off */
+    HEALTH_UNREACHABLE, /* no connection could be made and none is left */
 };
 
 struct account {
@@ -56,6 +56,7 @@ struct account {
     enum health health;
     int64_t until_ms;
     unsigned connect_failures; /* in a row */
+    int64_t connect_after_ms;  /* no new connection before; the end of the back-off */
     bool pipelining;           /* the server offered it last time */
     bool tls_broken;           /* tls: optional, and the handshake failed */
     struct job *waiting;
@@ -137,19 +138,30 @@ static size_t slots_per_connection(const struct account *account)
     return account->pipelining ? 2 : 1;
 }
 
+static size_t ready_connections(const struct account *account)
+{
+    return account->connection_count - account->connecting;
+}
+
+static bool may_connect(const struct account *account)
+{
+    return now_ms(account->pool) >= account->connect_after_ms;
+}
+
 static size_t account_room(const struct account *account)
 {
-    size_t connections = account->pool->pool_conf.connections;
-    size_t slots = connections * slots_per_connection(account);
     if (is_resting(account)) {
-        if (account->health != HEALTH_UNREACHABLE) {
-            return 0;
-        }
-        /* What is connected goes on working. */
-        slots = (account->connection_count - account->connecting) * slots_per_connection(account);
-    } else if (account->health == HEALTH_BLOCKED || account->health == HEALTH_CONFIG ||
-               account->health == HEALTH_UNREACHABLE) {
-        slots = 1; /* a probe */
+        return 0;
+    }
+    size_t slots = account->pool->pool_conf.connections * slots_per_connection(account);
+    if (account->connect_failures > 0) {
+        /* What is connected goes on working; one more tries whether it can be reached again. */
+        slots = ready_connections(account) * slots_per_connection(account) +
+                (may_connect(account) ? 1 : 0);
+    }
+    bool probing = account->health == HEALTH_BLOCKED || account->health == HEALTH_CONFIG;
+    if (probing && slots > 1) {
+        slots = 1;
     }
     return slots > account->load ? slots - account->load : 0;
 }
@@ -328,26 +340,22 @@ static void apply_answers(struct account *account, struct job *job)
     }
 }
 
-/* No session came about. The account rests for longer each time; what waits ends now unless another
- * connection may still take it. */
+/* No session came about: none is tried for a while, longer each time. The server may only be short of connections, so
+ * that is nobody's ill health while others work. */
 static void connect_failed(struct account *account, const struct answer *answer)
 {
-    if (!is_resting(account)) {
+    if (may_connect(account)) {
         unsigned shift = account->connect_failures < 6 ? account->connect_failures : 6;
         int64_t wait_ms = (int64_t)BACKOFF_FIRST_MS << shift;
         account->connect_failures++;
-        bool news = account->health == HEALTH_OK || account->health == HEALTH_PARKED;
-        if (account->health != HEALTH_BLOCKED && account->health != HEALTH_CONFIG) {
-            account->health = HEALTH_UNREACHABLE;
-        }
-        account->until_ms = now_ms(account->pool) +
-                            (wait_ms < BACKOFF_MAX_MS ? wait_ms : BACKOFF_MAX_MS);
-        if (news) {
-            tell_health(account, "unreachable", answer->text, answer->remedy);
-        }
+        account->connect_after_ms =
+            now_ms(account->pool) + (wait_ms < BACKOFF_MAX_MS ? wait_ms : BACKOFF_MAX_MS);
     }
-    if (account->connection_count == 0) {
-        finish_waiting(account, answer);
+    bool was_well = account->health == HEALTH_OK || account->health == HEALTH_PARKED;
+    if (was_well && ready_connections(account) == 0) {
+        account->health = HEALTH_UNREACHABLE;
+        account->until_ms = 0;
+        tell_health(account, "unreachable", answer->text, answer->remedy);
     }
 }
 
@@ -390,6 +398,7 @@ static void on_ready(void *ctx)
     struct account *account = connection->account;
     leave_connecting(connection);
     account->connect_failures = 0;
+    account->connect_after_ms = 0;
     account->pipelining = (smtp_client_extensions(connection->client) & SMTP_EXT_PIPELINING) != 0;
     if (account->health == HEALTH_UNREACHABLE) {
         become_ok(account);
@@ -465,6 +474,12 @@ static void on_drain(void *ctx)
     rearm(connection);
 }
 
+static int64_t idle_ms(const struct connection *connection)
+{
+    int64_t wanted_ms = connection->account->pool->pool_conf.idle_ms;
+    return wanted_ms > 0 ? wanted_ms : IDLE_MS;
+}
+
 /* One deadline serves the server's answers and the end of idle connections. */
 static void rearm(struct connection *connection)
 {
@@ -472,7 +487,7 @@ static void rearm(struct connection *connection)
         return;
     }
     int64_t wait_ms = smtp_client_wait_ms(connection->client);
-    stream_deadline(connection->stream, wait_ms > 0 ? wait_ms : IDLE_MS);
+    stream_deadline(connection->stream, wait_ms > 0 ? wait_ms : idle_ms(connection));
 }
 
 static void on_deadline(void *ctx)
@@ -560,6 +575,9 @@ static void on_close(void *ctx, int status, const char *why)
         failure_of(connection, status, &failure);
         judge_failure(account, &failure);
     }
+    if (account->connection_count == 0 && !may_connect(account)) {
+        finish_waiting(account, smtp_client_reason(connection->client)); /* nobody would come for them */
+    }
     smtp_client_free(&connection->client);
     mem_free(connection);
     work_later(pool);
@@ -601,6 +619,9 @@ static void connection_open(struct account *account)
         smtp_client_free(&connection->client);
         mem_free(connection);
         connect_failed(account, &answer);
+        if (account->connection_count == 0) {
+            finish_waiting(account, &answer);
+        }
         return;
     }
     connection->counted_connecting = true;
@@ -672,8 +693,7 @@ static void work_account(struct account *account)
     while (account->waiting_count > 0) {
         struct connection *connection = pick_connection(account, true);
         bool may_open = account->connection_count < connections_max &&
-                        account->connecting < account->waiting_count &&
-                        !(account->health == HEALTH_UNREACHABLE && is_resting(account));
+                        account->connecting < account->waiting_count && may_connect(account);
         if (connection == NULL && may_open) {
             connection_open(account);
             continue;

@@ -39,6 +39,7 @@ struct smtp_pool_conf {
     bool prefer_login;       /* AUTH LOGIN before PLAIN */
     bool sender_is_account;  /* MAIL FROM is the account's address */
     smtp_rewrite_fn rewrite; /* NULL: messages go as they are */
+    int64_t idle_ms;         /* how long an idle connection is kept; 0: 30 s */
 };
 
 /* Makes the backend object of a kind, whose `ops` name the functions below beside its own open.
