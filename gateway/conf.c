@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -140,32 +139,6 @@ int conf_report_print(const struct conf_report *report, struct buf *out)
         }
     }
     return report->cut ? buf_printf(out, "%s: and more\n", report->file) : ERR_OK;
-}
-
-/* Peers of this program's text may hold any bytes; JSON holds UTF-8 only. */
-static json_t *json_text(const char *text)
-{
-    json_t *value = json_string(text);
-    return value != NULL ? value : json_string("(not UTF-8)");
-}
-
-int conf_report_print_json(const struct conf_report *report, struct buf *out)
-{
-    json_t *mistakes = json_array();
-    for (size_t i = 0; i < report->count; i++) {
-        const struct conf_mistake *m = &report->mistakes[i];
-        (void)json_array_append_new(
-            mistakes, json_pack("{s:I, s:I, s:o, s:o, s:o}", "line", (json_int_t)m->line, "column",
-                                (json_int_t)m->column, "path", json_text(m->path), "message",
-                                json_text(m->message), "expected", json_text(m->expected)));
-    }
-    json_t *all = json_pack("{s:o, s:b, s:b, s:o}", "file", json_text(report->file), "ok",
-                            report->count == 0, "cut", report->cut, "mistakes", mistakes);
-    char *text = json_dumps(all, JSON_INDENT(2));
-    json_decref(all);
-    int status = text != NULL ? buf_printf(out, "%s\n", text) : ERR_NOMEM;
-    free(text);
-    return status;
 }
 
 /* ---- Loading ---- */

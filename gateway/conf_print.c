@@ -3,7 +3,48 @@
 #include <jansson.h>
 #include <stdio.h>
 
-/* Pages made from the option table: reference, JSON Schema, effective values. */
+/* Pages made from the option table: reference, JSON Schema, effective values; and the report as
+ * JSON. */
+
+/* ---- JSON ---- */
+
+/* Values and messages may hold any bytes of the environment; JSON holds UTF-8 only. */
+static json_t *json_text(const char *text)
+{
+    json_t *value = json_string(text);
+    return value != NULL ? value : json_string("(not UTF-8)");
+}
+
+static int dump_some(const char *bytes, size_t len, void *ctx)
+{
+    return buf_append(ctx, span_make(bytes, len)) == ERR_OK ? 0 : -1;
+}
+
+/* Takes `value`. */
+static int append_json(json_t *value, struct buf *out)
+{
+    int status = json_dump_callback(value, dump_some, out, JSON_INDENT(2) | JSON_REAL_PRECISION(4));
+    json_decref(value);
+    return status == 0 ? buf_append_byte(out, '\n') : ERR_LIMIT;
+}
+
+int conf_report_print_json(const struct conf_report *report, struct buf *out)
+{
+    json_t *mistakes = json_array();
+    for (size_t i = 0; i < report->count; i++) {
+        const struct conf_mistake *m = &report->mistakes[i];
+        json_t *item = json_object();
+        (void)json_object_set_new(item, "line", json_integer((json_int_t)m->line));
+        (void)json_object_set_new(item, "column", json_integer((json_int_t)m->column));
+        (void)json_object_set_new(item, "path", json_text(m->path));
+        (void)json_object_set_new(item, "message", json_text(m->message));
+        (void)json_object_set_new(item, "expected", json_text(m->expected));
+        (void)json_array_append_new(mistakes, item);
+    }
+    json_t *all = json_pack("{s:o, s:b, s:b, s:o}", "file", json_text(report->file), "ok",
+                            report->count == 0, "cut", report->cut, "mistakes", mistakes);
+    return append_json(all, out);
+}
 
 /* ---- Reference ---- */
 
@@ -336,15 +377,6 @@ static json_t *schema_section(const char *prefix)
     return schema;
 }
 
-static int append_json(json_t *value, struct buf *out)
-{
-    char *text = json_dumps(value, JSON_INDENT(2) | JSON_REAL_PRECISION(4));
-    json_decref(value);
-    int status = text != NULL ? buf_printf(out, "%s\n", text) : ERR_NOMEM;
-    free(text);
-    return status;
-}
-
 int conf_print_schema(struct buf *out)
 {
     json_t *schema = json_pack("{s:s, s:s}", "$schema",
@@ -511,13 +543,6 @@ static int effective_text(const struct effective *all, struct buf *out)
                             row->origin);
     }
     return status;
-}
-
-/* Values of the environment may be no UTF-8, which JSON must be. */
-static json_t *json_text(const char *text)
-{
-    json_t *value = json_string(text);
-    return value != NULL ? value : json_string("(not UTF-8)");
 }
 
 static int effective_json(const struct effective *all, struct buf *out)

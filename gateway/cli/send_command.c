@@ -6,7 +6,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
@@ -316,14 +315,16 @@ static int send_composed(const struct send_options *o, struct client *client, st
         }
     }
     json_t *message = compose(o, text);
-    char *body = json_dumps(message, JSON_COMPACT);
+    struct buf body;
+    buf_init(&body, MESSAGE_BYTES_MAX * 2);
+    int status = status_dump_json(message, JSON_COMPACT, &body);
     json_decref(message);
     buf_release(&typed);
-    if (body == NULL) {
-        return cli_fail(&cli_send_command, CLI_USAGE, "the message cannot be written as JSON");
-    }
-    int code = submit(o, client, "/v1/messages", "application/json", span_of(body), NULL, sent);
-    free(body);
+    int code = status == ERR_OK
+                   ? submit(o, client, "/v1/messages", "application/json", buf_span(&body), NULL,
+                            sent)
+                   : cli_fail(&cli_send_command, CLI_USAGE, "the message is too large");
+    buf_release(&body);
     return code;
 }
 
@@ -394,9 +395,9 @@ static int send_folder(const struct send_options *o, struct client *client, cons
         if (shows_progress) {
             (void)fprintf(stderr, "\r%d of %d sent%s", i + 1, count, i + 1 == count ? "\n" : "");
         }
-        free(entries[i]);
+        mem_free(entries[i]);
     }
-    free(entries);
+    mem_free(entries);
     if (count == 0) {
         return cli_fail(&cli_send_command, CLI_REFUSED, "%s holds no .eml file", folder);
     }

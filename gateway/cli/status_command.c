@@ -2,7 +2,6 @@
 
 #include "gateway/base/codec.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 const char *status_text(const json_t *object, const char *name)
@@ -67,15 +66,29 @@ size_t status_count(const json_t *message, const char *state)
     return count;
 }
 
+static int dump_some(const char *bytes, size_t len, void *ctx)
+{
+    return buf_append(ctx, span_make(bytes, len)) == ERR_OK ? 0 : -1;
+}
+
+int status_dump_json(const json_t *value, size_t flags, struct buf *out)
+{
+    return json_dump_callback(value, dump_some, out, flags) == 0 ? ERR_OK : ERR_LIMIT;
+}
+
 int status_print_json(const struct cli_command *command, const json_t *value)
 {
-    char *text = json_dumps(value, JSON_INDENT(2));
-    if (text == NULL) {
-        return cli_fail(command, CLI_REFUSED, "the answer cannot be shown");
+    struct buf text;
+    buf_init(&text, (size_t)256 << 20);
+    int code = CLI_DONE;
+    if (status_dump_json(value, JSON_INDENT(2), &text) != ERR_OK ||
+        buf_append_byte(&text, '\n') != ERR_OK) {
+        code = cli_fail(command, CLI_REFUSED, "the answer is too large to be shown");
+    } else {
+        code = cli_write(command, buf_span(&text));
     }
-    int code = cli_write(command, span_of(text));
-    free(text);
-    return code == CLI_DONE ? cli_write(command, SPAN_LIT("\n")) : code;
+    buf_release(&text);
+    return code;
 }
 
 static const char *or_dash(const char *text)

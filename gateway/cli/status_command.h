@@ -20,6 +20,8 @@ size_t status_recipients(const json_t *message);
 size_t status_count(const json_t *message, const char *state);
 /* Prints a JSON value and a line end to standard output. Returns the exit code. */
 int status_print_json(const struct cli_command *command, const json_t *value);
+/* Appends a JSON value. Errors: ERR_LIMIT (the buf). */
+MUST_USE int status_dump_json(const json_t *value, size_t flags, struct buf *out);
 /* Sends a GET and reads its JSON answer; the same returns as status_fetch. */
 int status_get_json(const struct cli_command *command, struct client *client, const char *path,
                     json_t **out);
