@@ -496,7 +496,7 @@ static void finish(struct serve *serve)
 int serve_run(struct conf *conf, const char *file)
 {
     struct serve *serve = mem_zero(sizeof *serve);
-    serve->conf = conf;
+    serve->conf = conf_ref(conf);
     serve->file = file;
     log_configure(conf->log.level, conf->log.form, conf->log.full_addresses);
     serve->loop = loop_new("main");

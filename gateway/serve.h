@@ -12,7 +12,7 @@
 
 #include "gateway/conf.h"
 
-/* Runs the gateway until it is told to stop. `conf`: the caller's reference is taken. `file`: what
+/* Runs the gateway until it is told to stop. `conf`: a reference is taken for the run. `file`: what
  * SIGHUP loads again. Returns the process's exit code: 0 after a drain, 1 when it could not start
  * (a sentence is on standard error). */
 int serve_run(struct conf *conf, const char *file);
