@@ -340,23 +340,38 @@ static void apply_answers(struct account *account, struct job *job)
     }
 }
 
-/* No session came about: none is tried for a while, longer each time. The server may only be short of connections, so
- * that is nobody's ill health while others work. */
+/* No session came about: none is tried for a while, longer each time. The server may only be short
+ * of connections, so that is nobody's ill health while others work. */
 static void connect_failed(struct account *account, const struct answer *answer)
 {
     if (may_connect(account)) {
         unsigned shift = account->connect_failures < 6 ? account->connect_failures : 6;
         int64_t wait_ms = (int64_t)BACKOFF_FIRST_MS << shift;
         account->connect_failures++;
-        account->connect_after_ms =
-            now_ms(account->pool) + (wait_ms < BACKOFF_MAX_MS ? wait_ms : BACKOFF_MAX_MS);
+        account->connect_after_ms = now_ms(account->pool) +
+                                    (wait_ms < BACKOFF_MAX_MS ? wait_ms : BACKOFF_MAX_MS);
     }
     bool was_well = account->health == HEALTH_OK || account->health == HEALTH_PARKED;
-    if (was_well && ready_connections(account) == 0) {
+    if (was_well && account->connection_count == 0) {
         account->health = HEALTH_UNREACHABLE;
         account->until_ms = 0;
         tell_health(account, "unreachable", answer->text, answer->remedy);
     }
+}
+
+/* Ends what waits when no connection is left and none may be opened: nobody would come for it.
+ * `reason` is why the last one went; whatever its verdict was (QUIT counts as success), for these
+ * it is a matter of trying again. */
+static void give_up_waiting(struct account *account, const struct answer *reason)
+{
+    if (account->connection_count > 0 || may_connect(account)) {
+        return;
+    }
+    struct answer answer;
+    verdict_own_answer(VERDICT_TRANSIENT, reason->text, &answer);
+    answer.code = reason->code;
+    answer.remedy = reason->remedy;
+    finish_waiting(account, &answer);
 }
 
 /* ---- The machine's callbacks ---- */
@@ -575,9 +590,7 @@ static void on_close(void *ctx, int status, const char *why)
         failure_of(connection, status, &failure);
         judge_failure(account, &failure);
     }
-    if (account->connection_count == 0 && !may_connect(account)) {
-        finish_waiting(account, smtp_client_reason(connection->client)); /* nobody would come for them */
-    }
+    give_up_waiting(account, smtp_client_reason(connection->client));
     smtp_client_free(&connection->client);
     mem_free(connection);
     work_later(pool);
@@ -619,9 +632,7 @@ static void connection_open(struct account *account)
         smtp_client_free(&connection->client);
         mem_free(connection);
         connect_failed(account, &answer);
-        if (account->connection_count == 0) {
-            finish_waiting(account, &answer);
-        }
+        give_up_waiting(account, &answer);
         return;
     }
     connection->counted_connecting = true;

@@ -17,9 +17,10 @@
  * A scope wider than the account does this to all accounts of the pool. Deliveries that wait for a
  * connection of an account that is parked end with the answer that parked it.
  *
- * When no connection can be made the account is left alone for 1 s, 2 s, … 60 s, and deliveries end
- * TRANSIENT. A delivery whose connection, used before, is gone before its content began is given to
- * another connection once: that is how servers end idle sessions. */
+ * When a connection cannot be made no other is tried for 1 s, 2 s, … 60 s; those that stand go on,
+ * and when none does, deliveries end TRANSIENT and the account is unreachable. A delivery whose
+ * connection, used before, is gone before its content began is given to another connection once:
+ * that is how servers end idle sessions. */
 #ifndef HEAVE_BACKENDS_SMTP_POOL_H
 #define HEAVE_BACKENDS_SMTP_POOL_H
 

@@ -455,6 +455,73 @@ static void a_refused_connection_backs_off(void **state)
     world_end(world);
 }
 
+static const char *hook_note_quit(struct server *server, struct server_peer *peer, struct span line)
+{
+    (void)peer;
+    struct world *world = server->ctx;
+    if (span_eq(line, SPAN_LIT("QUIT"))) {
+        (void)snprintf(world->remedy, sizeof world->remedy, "quit");
+    }
+    return NULL;
+}
+
+static const char *hook_two_connections(struct server *server, struct server_peer *peer,
+                                        struct span line)
+{
+    (void)server;
+    return span_eq(line, SPAN_LIT("CONNECT")) && peer->number > 2 ? "421 4.3.2 too many connections"
+                                                                  : NULL;
+}
+
+/* A server that takes fewer connections than we would make is not unreachable. */
+static void refused_connections_leave_the_others_at_work(void **state)
+{
+    (void)state;
+    struct world *world = world_new(hook_two_connections);
+    world_start(world, 5);
+    struct sent *all = send_many(world, 100);
+    assert_string_equal(world->health, "");
+    assert_int_equal(world->server.mail_count, 100);
+    assert_true(world->server.connections <= 10);
+    assert_true(world_room(world) >= 4);
+    mem_free(all);
+    world_end(world);
+}
+
+static const struct backend_ops short_idle_ops;
+
+static int short_idle_open(const struct backend_env *env, const struct backend_conf *conf,
+                           struct backend **out, struct err *err)
+{
+    struct smtp_pool_conf pool_conf = {
+        .env = env, .conf = conf, .kind = KIND_RELAY, .connections = 1, .idle_ms = 20};
+    return smtp_pool_open(&pool_conf, &short_idle_ops, out, err);
+}
+
+static const struct backend_ops short_idle_ops = {
+    .type = "smtp",
+    .open = short_idle_open,
+    .room = smtp_pool_room,
+    .deliver = smtp_pool_deliver,
+    .close = smtp_pool_close,
+};
+
+static void idle_connections_end_with_quit(void **state)
+{
+    (void)state;
+    struct world *world = world_new(hook_note_quit);
+    world_open(world, &short_idle_ops);
+    struct sent sent;
+    world_send(world, &sent, "a@x.test", body);
+    assert_int_equal(world->server.open, 1);
+    RUN_UNTIL(world, world->server.open == 0);
+    assert_string_equal(world->remedy, "quit");
+    world_send(world, &sent, "a@x.test", body);
+    assert_verdict(&sent, 0, VERDICT_DELIVERED);
+    assert_int_equal(world->server.connections, 2);
+    world_end(world);
+}
+
 static const char *hook_busy(struct server *server, struct server_peer *peer, struct span line)
 {
     (void)server;
@@ -554,16 +621,6 @@ static void a_wrong_connector_stops_the_backend(void **state)
 
 /* ---- Closing ---- */
 
-static const char *hook_note_quit(struct server *server, struct server_peer *peer, struct span line)
-{
-    (void)peer;
-    struct world *world = server->ctx;
-    if (span_eq(line, SPAN_LIT("QUIT"))) {
-        (void)snprintf(world->remedy, sizeof world->remedy, "quit");
-    }
-    return NULL;
-}
-
 static void closing_says_quit_on_idle_connections(void **state)
 {
     (void)state;
@@ -647,6 +704,8 @@ int main(void)
         cmocka_unit_test(a_silent_server_is_left),
         cmocka_unit_test(a_missing_answer_never_becomes_a_delivery),
         cmocka_unit_test(a_refused_connection_backs_off),
+        cmocka_unit_test(refused_connections_leave_the_others_at_work),
+        cmocka_unit_test(idle_connections_end_with_quit),
         cmocka_unit_test(a_busy_greeting_is_transient_with_its_words),
         cmocka_unit_test(a_throttle_parks_the_account_and_what_waits),
         cmocka_unit_test(a_blocked_sender_is_told_once),
