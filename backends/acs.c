@@ -169,10 +169,11 @@ static int request_sign(struct acs_job *job, const char *method, const char *pat
     request->method = method;
     request->url = url;
     request->header_count = 0;
-    http_request_header(request, SPAN_LIT("x-ms-date"), span_of(job->date));
-    http_request_header(request, SPAN_LIT("x-ms-content-sha256"), span_of(job->content_hash));
-    http_request_header(request, SPAN_LIT("Authorization"), buf_span(&job->authorization));
-    http_request_header(request, SPAN_LIT("Accept"), SPAN_LIT("application/json"));
+    http_client_request_header(request, SPAN_LIT("x-ms-date"), span_of(job->date));
+    http_client_request_header(request, SPAN_LIT("x-ms-content-sha256"),
+                               span_of(job->content_hash));
+    http_client_request_header(request, SPAN_LIT("Authorization"), buf_span(&job->authorization));
+    http_client_request_header(request, SPAN_LIT("Accept"), SPAN_LIT("application/json"));
     return status;
 }
 
@@ -263,10 +264,12 @@ static void job_send(struct acs_job *job)
         return;
     }
     acs_operation_id(rest->delivery, rest->range.from, rest->range.count, job->operation_id);
-    http_request_header(&rest->request, SPAN_LIT("Content-Type"), SPAN_LIT("application/json"));
-    http_request_header(&rest->request, SPAN_LIT("Operation-Id"), span_of(job->operation_id));
-    http_request_header(&rest->request, SPAN_LIT("x-ms-client-request-id"),
-                        span_of(job->operation_id));
+    http_client_request_header(&rest->request, SPAN_LIT("Content-Type"),
+                               SPAN_LIT("application/json"));
+    http_client_request_header(&rest->request, SPAN_LIT("Operation-Id"),
+                               span_of(job->operation_id));
+    http_client_request_header(&rest->request, SPAN_LIT("x-ms-client-request-id"),
+                               span_of(job->operation_id));
     rest_request(rest, true, on_sent);
 }
 

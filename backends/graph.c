@@ -252,10 +252,12 @@ static void job_send(struct graph_job *job)
         .url = url,
         .body = buf_span(&job->body),
     };
-    http_request_header(&rest->request, SPAN_LIT("Authorization"), buf_span(&job->authorization));
-    http_request_header(&rest->request, SPAN_LIT("Content-Type"), SPAN_LIT("text/plain"));
-    http_request_header(&rest->request, SPAN_LIT("Accept"), SPAN_LIT("application/json"));
-    http_request_header(&rest->request, SPAN_LIT("client-request-id"), span_of(job->request_id));
+    http_client_request_header(&rest->request, SPAN_LIT("Authorization"),
+                               buf_span(&job->authorization));
+    http_client_request_header(&rest->request, SPAN_LIT("Content-Type"), SPAN_LIT("text/plain"));
+    http_client_request_header(&rest->request, SPAN_LIT("Accept"), SPAN_LIT("application/json"));
+    http_client_request_header(&rest->request, SPAN_LIT("client-request-id"),
+                               span_of(job->request_id));
     rest_request(rest, true, on_sent);
 }
 

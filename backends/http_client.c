@@ -457,7 +457,7 @@ struct http_client *http_client_new(struct loop *loop, uint32_t max_connections)
     return client;
 }
 
-void http_request_header(struct http_request *request, struct span name, struct span value)
+void http_client_request_header(struct http_request *request, struct span name, struct span value)
 {
     ASSERT(request->header_count < HTTP_REQUEST_HEADERS_MAX);
     request->headers[request->header_count++] = (struct http_header){.name = name, .value = value};

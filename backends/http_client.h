@@ -78,7 +78,7 @@ struct http_client;
 /* `max_connections` to one host and port; more requests wait. 0: no bound. */
 struct http_client *http_client_new(struct loop *loop, uint32_t max_connections);
 /* Adds a header; name and value are lent like the rest. */
-void http_request_header(struct http_request *request, struct span name, struct span value);
+void http_client_request_header(struct http_request *request, struct span name, struct span value);
 void http_client_send(struct http_client *client, struct http_request *request);
 /* Ends a request that has not reached on_done(); on_done() follows in this turn, HTTP_NOT_SENT or
  * HTTP_LOST as it stood. */

@@ -228,9 +228,9 @@ static void request_token(struct token_source *source)
         .on_done = on_answer,
         .ctx = source,
     };
-    http_request_header(&source->request, SPAN_LIT("Content-Type"),
-                        SPAN_LIT("application/x-www-form-urlencoded"));
-    http_request_header(&source->request, SPAN_LIT("Accept"), SPAN_LIT("application/json"));
+    http_client_request_header(&source->request, SPAN_LIT("Content-Type"),
+                               SPAN_LIT("application/x-www-form-urlencoded"));
+    http_client_request_header(&source->request, SPAN_LIT("Accept"), SPAN_LIT("application/json"));
     http_client_send(source->client, &source->request);
 }
 
