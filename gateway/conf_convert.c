@@ -152,7 +152,8 @@ static void check_listener(struct conf_loader *loader, const struct conf_node *n
         convert_mistake(loader, node, path, "tls", "tls: {cert_file: ..., key_file: ...}",
                         "a listener with TLS needs a certificate");
     }
-    if (l->auth == CONF_AUTH_REQUIRED && l->tls == CONF_TLS_OFF && !l->auth_without_tls) {
+    if (l->protocol == CONF_PROTOCOL_SMTP && l->auth == CONF_AUTH_REQUIRED &&
+        l->tls == CONF_TLS_OFF && !l->auth_without_tls) {
         convert_mistake(loader, node, path, "auth", "tls: starttls, or auth_without_tls: true",
                         "nobody could log in here: AUTH is not offered without TLS");
     }

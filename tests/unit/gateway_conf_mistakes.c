@@ -81,8 +81,8 @@ static const struct bad_case bad_cases[] = {
      "listeners.0.tls", "needs a certificate"},
     {BACKENDS ROUTES "listeners: [{protocol: smtp, bind: \"*:25\", auth: required}]\n", 3, 50,
      "listeners.0.auth", "nobody could log in"},
-    {BACKENDS ROUTES "listeners: [{protocol: http, bind: \"*:25\", auth: required}]\n", 3, 44,
-     "listeners.0.auth", "auth does not apply to http"},
+    {BACKENDS ROUTES "listeners: [{protocol: http, bind: \"*:25\", networks: [10.0.0.1]}]\n", 3, 44,
+     "listeners.0.networks", "networks does not apply to http"},
     {BACKENDS ROUTES
      "listeners: [{protocol: smtp, bind: \"*:25\"}, {protocol: http, bind: \"*:25\"}]\n",
      3, 68, "listeners.1.bind", "another listener"},
