@@ -242,6 +242,44 @@ static void settings_are_checked(void **state)
     }
 }
 
+static void the_registry_knows_the_kinds(void **state)
+{
+    (void)state;
+    static const char *const types[] = {"hve", "smtp", "acs", "graph"};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        const struct backend_defaults *defaults = backend_defaults(types[i]);
+        assert_string_equal(defaults->type, types[i]);
+        assert_true(defaults->recipients <= BATCH_RECIPIENTS_MAX);
+        assert_true(defaults->concurrency > 0);
+        assert_int_equal(defaults->internal_only, i == 0);
+    }
+    assert_null(backend_defaults("x400"));
+    assert_null(backend_defaults(NULL));
+    assert_string_equal(verdict_name(VERDICT_DELIVERED), "delivered");
+    assert_string_equal(verdict_name(VERDICT_UNKNOWN), "unknown");
+
+    struct world *world = world_new(false);
+    struct err err;
+    world->conf.type = "x400";
+    assert_int_equal(backend_open(&world->env, &world->conf, &world->backend, &err), ERR_NOTFOUND);
+    assert_non_null(strstr(err.text, "x400"));
+    world->conf.type = "smtp";
+    world->conf.recipients_per_message = 2;
+    assert_int_equal(backend_open(&world->env, &world->conf, &world->backend, &err), 0);
+    assert_int_equal(backend_room(world->backend), 10);
+    struct sent sent;
+    sent_init(world, &sent, "a@x.test,b@x.test,c@x.test", span_of(mail));
+    assert_int_equal(backend_deliver(world->backend, &sent.delivery), ERR_INVAL);
+    sent.delivery.recipient_count = 2;
+    assert_int_equal(backend_deliver(world->backend, &sent.delivery), 0);
+    RUN_UNTIL(world, sent.dones > 0);
+    assert_int_equal(sent.answers[1].verdict, VERDICT_DELIVERED);
+    backend_close(&world->backend, 1000, world_on_closed, world);
+    assert_null(world->backend);
+    RUN_UNTIL(world, world->closed);
+    world_end(world);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -254,6 +292,7 @@ int main(void)
         cmocka_unit_test(eight_bit_needs_are_said_or_refused),
         cmocka_unit_test(too_large_is_refused_before_anything_is_sent),
         cmocka_unit_test(settings_are_checked),
+        cmocka_unit_test(the_registry_knows_the_kinds),
     };
     return cmocka_run_group_tests(tests, make_certs, remove_certs);
 }
