@@ -78,7 +78,9 @@ static void source_task(void *ctx)
 {
     struct token_source *source = ctx;
     int64_t now_ms = loop_now_ms(source->loop);
-    bool want = buf_len(&source->token) == 0 || now_ms >= source->renew_ms;
+    /* Without anybody who waits the HTTP client may be closed already. */
+    bool asked = source->waiters.next != &source->waiters;
+    bool want = asked && (buf_len(&source->token) == 0 || now_ms >= source->renew_ms);
     if (want && !source->running && now_ms >= source->retry_ms) {
         request_token(source);
     }
