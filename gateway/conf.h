@@ -61,11 +61,11 @@ struct conf_listener {
     enum conf_auth auth;
     bool auth_without_tls; /* smtp: AUTH is offered on a plain connection */
     const char *const
-        *networks; /* who may connect; none: everybody. Checked to be addresses or CIDR */
+        *networks; /* smtp: who may connect; none: everybody. Checked to be addresses or CIDR */
     size_t network_count;
     uint32_t max_recipients; /* of one message */
     uint64_t max_message_bytes;
-    uint32_t max_connections; /* open at once, whole process */
+    uint32_t max_connections; /* smtp: open at once, whole process; 0 for the others */
     int64_t idle_timeout_ms;
     enum conf_line_endings line_endings; /* smtp */
 };
