@@ -31,7 +31,7 @@ void smtp_data_release(struct smtp_data *data)
 
 void smtp_data_spoil(struct smtp_data *data, enum smtp_defect defect)
 {
-    if (data->defect == SMTP_DEFECT_NONE) {
+    if (data->defect < defect) {
         data->defect = defect;
         buf_release(&data->body);
     }

@@ -42,17 +42,19 @@ enum smtp_place {
     SMTP_PLACE_INSIDE,
 };
 
+/* Rising gravity: what the peer must mend stands above what may pass by itself, so that which reply
+ * a message with several defects gets does not hang on how it was cut on the way. */
 enum smtp_defect {
     SMTP_DEFECT_NONE,
-    SMTP_DEFECT_LINE_END, /* bare CR or LF, strict */
-    SMTP_DEFECT_NUL,
-    SMTP_DEFECT_TOO_LARGE,
-    SMTP_DEFECT_NO_MEMORY,
     SMTP_DEFECT_OWNER, /* smtp_refuse_data() */
+    SMTP_DEFECT_NO_MEMORY,
+    SMTP_DEFECT_TOO_LARGE,
+    SMTP_DEFECT_NUL,
+    SMTP_DEFECT_LINE_END, /* bare CR or LF, strict */
 };
 
-/* The reader of one message. The first defect stays; after it nothing is kept, only the end is
- * looked for. */
+/* The reader of one message. The gravest defect stays; after the first nothing is kept, only the
+ * end is looked for. */
 struct smtp_data {
     struct buf body;
     bool repair;
