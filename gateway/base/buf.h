@@ -96,7 +96,7 @@ static inline size_t buf_len(const struct buf *b)
 }
 static inline struct span buf_span(const struct buf *b)
 {
-    return (struct span){.data = b->data + (b->data != NULL ? b->start : 0), .len = buf_len(b)};
+    return (struct span){.data = b->data != NULL ? b->data + b->start : NULL, .len = buf_len(b)};
 }
 /* Makes room for `more` bytes and points `*out_room` at it; commit what was written with
  * buf_commit. Invalidates spans into the buf. Errors: ERR_LIMIT, ERR_NOMEM. */
