@@ -63,7 +63,7 @@ class Load(threading.Thread):
 
 def started_batches(gateway):
     """Batches marked STARTED now, over all lanes and backends."""
-    return sum(depth["states"]["started"] for depth in gateway.queue()["depths"])
+    return sum(queue["batches"]["started"] for queue in gateway.queue()["queues"])
 
 
 def wait_progress(loads, total):

@@ -281,7 +281,11 @@ class Gateway:
             raise AssertionError(f"{error}; it is {self.status(message_id)}\n{self.process.tail()}") from None
 
     def queue(self):
-        return http_json("GET", f"{self.admin}/v1/admin/queue")[1]
+        """The totals, as soon as Redis can tell them."""
+        def totals():
+            status, answer = http_json("GET", f"{self.admin}/v1/admin/queue")
+            return answer if status == 200 else None
+        return wait_until(totals, 60, "the queue's totals")
 
     def metrics(self):
         return http("GET", f"{self.admin}/metrics")[2].decode()

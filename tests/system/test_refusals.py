@@ -146,11 +146,11 @@ def test_header_injection(gateway):
 
 def test_full_queue(tmp_path, sim):
     """Above max_bytes: 452 4.3.1 and 503 with Retry-After, and acceptance again when there is room."""
-    changes = {"queue": {"redis": "embedded", "data_dir": str(tmp_path / "data"), "max_bytes": "200KiB"},
+    changes = {"queue": {"redis": "embedded", "data_dir": str(tmp_path / "data"), "max_bytes": "1MiB"},
                "roles": ["ingest"]}
     gateway = heave.Gateway(tmp_path, sim, changes)
     try:
-        body = MESSAGE + b"y" * 60 + b"\r\n" + (b"z" * 76 + b"\r\n") * 600
+        body = MESSAGE + b"y" * 60 + b"\r\n" + (b"z" * 76 + b"\r\n") * 3000
         accepted = 0
         with gateway.smtp() as client:
             client.ehlo()
