@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -143,10 +144,17 @@ int conf_report_print(const struct conf_report *report, struct buf *out)
 
 /* ---- Loading ---- */
 
+/* The folder of the file, absolute: others may change the working folder, as the embedded Redis
+ * does. */
 static const char *folder_of(struct conf_loader *loader, const char *file)
 {
     const char *slash = strrchr(file, '/');
-    return slash != NULL ? conf_text(loader, span_make(file, (size_t)(slash - file) + 1)) : "";
+    struct span folder = span_make(file, slash != NULL ? (size_t)(slash - file) + 1 : 0);
+    char here[PATH_MAX];
+    if (file[0] == '/' || getcwd(here, sizeof here) == NULL) {
+        return conf_text(loader, folder);
+    }
+    return conf_textf(loader, "%s/%.*s", strcmp(here, "/") != 0 ? here : "", SPAN_FMT(folder));
 }
 
 static void load_tree(struct conf_loader *loader, struct span bytes, struct conf *conf)

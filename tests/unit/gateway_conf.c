@@ -549,6 +549,30 @@ static void file_is_read(void **state)
     assert_int_equal(conf_load(rig->folder, &rig->conf, &rig->report), ERR_IO);
 }
 
+static void paths_are_absolute(void **state)
+{
+    struct rig *rig = *state;
+    static const struct {
+        const char *file;
+        const char *below; /* the working folder, or NULL: as it is */
+        const char *folder;
+    } cases[] = {{"heave.yaml", "", ""},
+                 {"etc/heave.yaml", "", "etc/"},
+                 {"/etc/h/heave.yaml", NULL, "/etc/h/"}};
+    char here[PATH_MAX];
+    assert_non_null(getcwd(here, sizeof here));
+    for (size_t i = 0; i < LENGTH(cases); i++) {
+        conf_unref(&rig->conf);
+        assert_int_equal(conf_load_bytes(cases[i].file, SPAN_LIT(BASE "queue: {data_dir: data}\n"),
+                                         NULL, &rig->conf, &rig->report),
+                         ERR_OK);
+        char wanted[PATH_MAX + 64];
+        (void)snprintf(wanted, sizeof wanted, "%s%s%sdata", cases[i].below != NULL ? here : "",
+                       cases[i].below != NULL ? "/" : "", cases[i].folder);
+        assert_string_equal(rig->conf->queue.data_dir, wanted);
+    }
+}
+
 /* ---- Snapshots ---- */
 
 static void snapshots_are_independent(void **state)
@@ -693,6 +717,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(secrets_come_from_files, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(huge_secret_file_is_refused, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(file_is_read, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(paths_are_absolute, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(snapshots_are_independent, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(restart_is_named, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(places_of_values, rig_setup, rig_teardown),
