@@ -98,8 +98,8 @@ void policy_cache_free(struct policy_cache **cache);
 
 /* `client` is NULL when the credentials are wrong. */
 typedef void (*policy_auth_cb)(void *ctx, const struct policy_client *client);
-/* A check that runs; policy_auth_cancel() before `ctx` goes away: then the callback does not run.
- */
+/* A check that runs. It is gone once its callback begins; policy_auth_cancel() before `ctx` goes
+ * away keeps the callback from running. */
 struct policy_auth;
 /* Checks user and password. The callback runs later, exactly once, unless cancelled. Password bytes
  * are copied and wiped. */
