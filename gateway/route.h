@@ -1,7 +1,8 @@
 /* Routing and splitting: envelope and rules in, batches of at most 50 recipients out. Pure.
  *
- * design.md section 6: normalise (domain IDNA and case-folded), de-duplicate (case-insensitively), first matching rule per
- * recipient, group by backend, cut. No recipient of a message ends up in two batches.
+ * design.md section 6: normalise (domain IDNA and case-folded), de-duplicate (case-insensitively),
+ * first matching rule per recipient, group by backend, cut. No recipient of a message ends up in
+ * two batches.
  *
  * Must not know: queue, sockets, clock. Thread: any; the configuration is an immutable snapshot. */
 #ifndef HEAVE_GATEWAY_ROUTE_H
@@ -24,10 +25,10 @@ struct route_rule {
     enum route_recipient_class recipient;
     const char *const *domains; /* recipient domains: "contoso.com", "*.contoso.com"; none: any */
     size_t domain_count;
-    const char *lane;           /* NULL: any */
-    const char *client;         /* NULL: any */
-    const char *sender;         /* pattern as in policy; NULL: any */
-    const uint32_t *via;        /* indexes into backends, in order of preference */
+    const char *lane;    /* NULL: any */
+    const char *client;  /* NULL: any */
+    const char *sender;  /* pattern as in policy; NULL: any */
+    const uint32_t *via; /* indexes into backends, in order of preference */
     size_t via_count;
 };
 struct route_backend {
@@ -38,7 +39,8 @@ struct route_backend {
     bool needs_7bit_envelope;        /* cannot carry non-ASCII addresses */
 };
 struct route_conf {
-    const char *const *accepted_domains; /* "contoso.com", "*.corp.contoso.com" (sub-domains only) */
+    const char *const
+        *accepted_domains; /* "contoso.com", "*.corp.contoso.com" (sub-domains only) */
     size_t accepted_count;
     const struct route_rule *rules;
     size_t rule_count;
@@ -74,15 +76,19 @@ struct route_plan {
 
 /* Whether the domain of `address` is one of the accepted ones. */
 bool route_is_internal(const struct route_conf *conf, struct span address);
-/* Address with its domain as lower-case A-label (UTS 46 by libidn2), in `arena`. Errors: ERR_INVAL, ERR_NOMEM. */
+/* Address with its domain as lower-case A-label (UTS 46 by libidn2), in `arena`. Errors: ERR_INVAL,
+ * ERR_NOMEM. */
 MUST_USE int route_normalise(struct span address, struct arena *arena, struct span *out);
-/* Why a recipient alone could not be routed (asked at RCPT, before the size is known): NULL when it can, else a static
- * sentence. `request` needs lane, client, sender and message_bytes; its recipients are not looked at. */
-const char *route_objection(const struct route_conf *conf, const struct route_request *request, struct span address);
-/* Whether `pattern` ("*", "*@contoso.com", "*@*.contoso.com", "a@contoso.com") covers the sender. */
+/* Why a recipient alone could not be routed (asked at RCPT, before the size is known): NULL when it
+ * can, else a static sentence. `request` needs lane, client, sender and message_bytes; its
+ * recipients are not looked at. */
+const char *route_objection(const struct route_conf *conf, const struct route_request *request,
+                            struct span address);
+/* Whether `pattern` ("*", "*@contoso.com", "*@*.contoso.com", "a@contoso.com") covers the sender.
+ */
 bool route_sender_matches(struct span pattern, struct span sender);
 /* Everything in `arena`. Linear in recipients but for hashing. Errors: ERR_NOMEM. */
-MUST_USE int route_plan(const struct route_conf *conf, const struct route_request *request, struct arena *arena,
-                        struct route_plan *out);
+MUST_USE int route_plan(const struct route_conf *conf, const struct route_request *request,
+                        struct arena *arena, struct route_plan *out);
 
 #endif

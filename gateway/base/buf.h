@@ -96,7 +96,8 @@ static inline size_t buf_len(const struct buf *b)
 }
 static inline struct span buf_span(const struct buf *b)
 {
-    return (struct span){.data = b->data != NULL ? b->data + b->start : NULL, .len = buf_len(b)};
+    /* NULL + 0 is undefined in C, so an empty buf needs its own line. */
+    return b->data != NULL ? span_make(b->data + b->start, buf_len(b)) : span_make(NULL, 0);
 }
 /* Makes room for `more` bytes and points `*out_room` at it; commit what was written with
  * buf_commit. Invalidates spans into the buf. Errors: ERR_LIMIT, ERR_NOMEM. */
