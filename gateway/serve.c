@@ -29,7 +29,7 @@ struct worker {
     bool running;
     struct front *front;       /* ingress */
     struct dispatch *dispatch; /* delivery */
-    char name[16];
+    char name[32];
 };
 
 struct serve {
