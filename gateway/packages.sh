@@ -44,13 +44,15 @@ install_missing() {
     return $status
 }
 
-# build_into FOLDER [CMAKE OPTION...]: configures and builds; prints the tail of the log on failure.
+# build_into FOLDER [CMAKE OPTION...]: configures and builds; prints the tail of the log on failure. BUILD_TARGETS
+# names what is wanted when it is not everything.
 build_into() {
-    local folder=$1 log
+    local folder=$1 log targets=()
     shift
+    [ -z "${BUILD_TARGETS-}" ] || read -r -a targets <<< "--target $BUILD_TARGETS"
     mkdir -p "$folder"
     log="$folder/build.log"
-    if ! { cmake -S "$ROOT" -B "$folder" -G Ninja "$@" && cmake --build "$folder"; } > "$log" 2>&1; then
+    if ! { cmake -S "$ROOT" -B "$folder" -G Ninja "$@" && cmake --build "$folder" "${targets[@]}"; } > "$log" 2>&1; then
         grep -E 'error|warning|FAILED' "$log" | head -n 20 >&2
         tail -n 20 "$log" >&2
         say "the build in $folder failed; the whole log is $log"
