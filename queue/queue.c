@@ -59,7 +59,9 @@ void queue_message_id(struct queue *queue, char out[MESSAGE_ID_MAX + 1])
 {
     char ulid[CODEC_ULID_LEN + 1];
     codec_ulid(clock_wall_ms(), ulid);
-    unsigned char shard = (unsigned char)(queue->id_shard++ % queue->conf->shards);
+    /* The messages of one turn share a shard, and so one script call; the next turn's go to the
+     * next shard (queue_enqueue.c), which spreads them all the same. */
+    unsigned char shard = (unsigned char)(queue->id_shard % queue->conf->shards);
     (void)snprintf(out, MESSAGE_ID_MAX + 1, "%s-%x", ulid, shard);
 }
 
@@ -130,7 +132,7 @@ void queue_flush_now(struct queue *queue)
 {
     queue_enqueue_write(queue);
     queue_start_flush(queue);
-    queue_settle_flush(queue);
+    queue_settle_write(queue);
 }
 
 /* Timers. */
@@ -321,7 +323,8 @@ static void close_connections(void *ctx)
     if (queue->redis_closing) {
         return;
     }
-    flush(queue);
+    queue_flush_now(queue);
+    flush(queue); /* finishes what could not be written */
     queue->redis_closing = true;
     queue->open_connections = queue->listener != NULL ? 2 : 1;
     redis_close(queue->redis, on_connection_closed, queue);

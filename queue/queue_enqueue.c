@@ -1,9 +1,13 @@
-/* Enqueue: messages accepted in one turn of the loop go to Redis in one script call per shard.
+/* Enqueue: messages accepted together go to Redis in one script call per shard.
  *
  * A group is filled by queue_enqueue(), written by queue_enqueue_flush() at the end of the turn (or
  * when it is large), answered by the script, and, where the server needs to be asked for
  * durability, finished by the WAIT that follows all groups of the flush. Callbacks run only in
- * finish_group(). */
+ * finish_group().
+ *
+ * Group commit: while groups are on their way, Redis is busy with them (most of all with the fsync
+ * before their answers), so a small new group waits for the answer and grows. A lone message never
+ * waits; under load the number of script calls follows the number of fsyncs, not of messages. */
 #include "queue/queue_internal.h"
 
 #include <stdio.h>
@@ -11,6 +15,7 @@
 enum {
     GROUP_MESSAGES_MAX = 64,
     GROUP_BYTES_MAX = 256 * 1024,
+    GROUP_WORTH_SENDING = 16, /* messages that do not wait for the answer to others */
     RECORD_BYTES_MAX = 1024 * 1024,
     IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000,
     IDEMPOTENCY_KEY_MAX = 255,
@@ -37,7 +42,8 @@ struct enqueue_group {
     struct redis_args messages;
     struct enqueue_waiter waiters[GROUP_MESSAGES_MAX];
     size_t count;
-    bool waits; /* finished by the wait, not by the script's answer */
+    bool waits;   /* finished by the wait, not by the script's answer */
+    bool running; /* counted in queue->enqueues_running */
 };
 
 /* One WAIT or WAITAOF and the groups it vouches for. */
@@ -58,6 +64,11 @@ static struct enqueue_group *group_new(struct queue *queue, uint32_t shard)
 
 static void finish_group(struct enqueue_group *group)
 {
+    if (group->running) {
+        ASSERT(group->queue->enqueues_running > 0);
+        group->queue->enqueues_running--;
+        queue_flush_later(group->queue); /* for those that waited for this */
+    }
     for (size_t i = 0; i < group->count; i++) {
         struct enqueue_waiter *waiter = &group->waiters[i];
         struct queue_enqueued result = {
@@ -160,8 +171,11 @@ static bool write_group(struct enqueue_group *group)
         fail_group(group, status == ERR_NOMEM || status == ERR_LIMIT ? ERR_UNAVAILABLE : status);
         group->next = queue->failed_groups;
         queue->failed_groups = group;
+        return false;
     }
-    return status == 0;
+    group->running = true;
+    queue->enqueues_running++;
+    return true;
 }
 
 static int send_wait(struct queue *queue, struct enqueue_wait *wait)
@@ -192,6 +206,9 @@ static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end
             continue;
         }
         group->waits = waits;
+        if (shard == queue->id_shard % queue->conf->shards) {
+            queue->id_shard++; /* this shard has work to do: the next messages go to another */
+        }
         if (write_group(group) && waits) {
             group->next = wait->groups;
             wait->groups = group;
@@ -220,9 +237,20 @@ void queue_enqueue_write(struct queue *queue)
     write_groups(queue, 0, queue->conf->shards);
 }
 
+static bool worth_sending(const struct queue *queue)
+{
+    size_t count = 0;
+    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
+        count += queue->groups[shard] != NULL ? queue->groups[shard]->count : 0;
+    }
+    return count >= GROUP_WORTH_SENDING;
+}
+
 void queue_enqueue_flush(struct queue *queue)
 {
-    queue_enqueue_write(queue);
+    if (queue->enqueues_running == 0 || worth_sending(queue)) {
+        queue_enqueue_write(queue);
+    }
     while (queue->failed_groups != NULL) {
         struct enqueue_group *group = queue->failed_groups;
         queue->failed_groups = group->next;

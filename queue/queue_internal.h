@@ -55,14 +55,17 @@ struct queue {
     struct redis_conf listener_conf;
     char instance[17]; /* random, part of every claim token */
     uint64_t claim_count;
-    uint32_t id_shard;    /* next message's */
+    uint32_t id_shard;    /* of this turn's messages */
     uint32_t claim_shard; /* where the next claim begins */
     struct queue_pair *pairs;
     size_t pair_count;
     struct enqueue_group *groups[QUEUE_SHARDS_MAX]; /* being filled in this turn */
     struct enqueue_group *failed_groups;            /* finished at the end of the turn */
+    size_t enqueues_running;                        /* groups on their way */
     struct redis_args starts[QUEUE_SHARDS_MAX];     /* entries and tokens of this turn */
     struct settle_item *settle_first, *settle_last; /* not written yet */
+    size_t settle_count;                            /* of those */
+    size_t settles_running;                         /* groups on their way */
     size_t settle_bytes;                            /* of those and of unanswered ones */
     struct loop_task flush_task;
     struct loop_task hint_task;
@@ -98,11 +101,15 @@ void queue_close_step(struct queue *queue);
 
 /* queue_enqueue.c */
 void queue_enqueue_write(struct queue *queue);
-void queue_enqueue_flush(struct queue *queue); /* and finishes what could not be written */
+/* Writes unless an answer is awaited that will bring a fuller group; finishes what could not be
+ * written. */
+void queue_enqueue_flush(struct queue *queue);
 void queue_enqueue_fail(struct queue *queue, int status);
 
 /* queue_settle.c */
 void queue_start_flush(struct queue *queue);
+void queue_settle_write(struct queue *queue);
+/* Writes unless an answer is awaited that will bring a fuller group. */
 void queue_settle_flush(struct queue *queue);
 void queue_settle_fail(struct queue *queue, int status);
 /* Holds a batch whose record cannot be read, as it is. */

@@ -1,14 +1,17 @@
 /* What happens to a claim: start, heartbeat, settle, release.
  *
- * Starts and settlements of one turn go out as one script call per shard, starts first. A
- * settlement stays in memory until Redis has answered it: when the connection breaks it waits and
- * is written again, with the same token, which makes the repetition harmless (settle.lua). */
+ * Starts and settlements go out as one script call per shard at the end of a turn, starts first.
+ * While settlements are on their way, a few new ones wait for the answer and go together: Redis is
+ * busy with the fsync before it anyway. A settlement stays in memory until Redis has answered it:
+ * when the connection breaks it waits and is written again, with the same token, which makes the
+ * repetition harmless (settle.lua). */
 #include "queue/queue_internal.h"
 
 #include <stdio.h>
 
 enum {
     SETTLE_GROUP_MAX = 128,
+    SETTLE_WORTH_SENDING = 16, /* settlements that do not wait for the answer to others */
     STARTS_GROUP_MAX = 1000,
     HEARTBEAT_GROUP_MAX = 500,
     SETTLE_RETRY_MS = 250,
@@ -200,6 +203,7 @@ static void item_append(struct queue *queue, struct settle_item *item)
         queue->settle_first = item;
     }
     queue->settle_last = item;
+    queue->settle_count++;
 }
 
 static void item_finish(struct queue *queue, struct settle_item *item, int status)
@@ -221,6 +225,8 @@ static void on_settled(void *ctx, int status, const struct redis_value *value)
 {
     struct settle_group *group = ctx;
     struct queue *queue = group->queue;
+    ASSERT(queue->settles_running > 0);
+    queue->settles_running--;
     for (size_t i = 0; group->first != NULL; i++) {
         struct settle_item *item = group->first;
         group->first = item->next;
@@ -233,6 +239,9 @@ static void on_settled(void *ctx, int status, const struct redis_value *value)
         }
     }
     mem_free(group);
+    if (status != ERR_UNAVAILABLE && status != ERR_TIMEOUT && queue->settle_first != NULL) {
+        queue_flush_later(queue); /* those that waited for this */
+    }
     if (status == ERR_UNAVAILABLE && queue->settle_first != NULL &&
         !loop_timer_active(&queue->settle_timer)) {
         loop_timer_start(queue->loop, &queue->settle_timer, SETTLE_RETRY_MS, retry_settles, queue);
@@ -247,6 +256,7 @@ static struct settle_group *collect(struct queue *queue, uint32_t shard)
     struct settle_item *item = queue->settle_first;
     queue->settle_first = NULL;
     queue->settle_last = NULL;
+    queue->settle_count = 0;
     while (item != NULL) {
         struct settle_item *next = item->next;
         if (item->shard == shard && group->count < SETTLE_GROUP_MAX) {
@@ -278,6 +288,7 @@ static bool write_group(struct queue *queue, struct settle_group *group, uint32_
         }
         args.count += item->args.count;
     }
+    queue->settles_running++;
     if (redis_eval(queue->redis, SCRIPT_SETTLE, 1, &head, &args, on_settled, group) == 0) {
         return true;
     }
@@ -285,7 +296,7 @@ static bool write_group(struct queue *queue, struct settle_group *group, uint32_
     return false;
 }
 
-void queue_settle_flush(struct queue *queue)
+void queue_settle_write(struct queue *queue)
 {
     while (queue->settle_first != NULL && redis_is_up(queue->redis)) {
         uint32_t shard = queue->settle_first->shard;
@@ -295,12 +306,20 @@ void queue_settle_flush(struct queue *queue)
     }
 }
 
+void queue_settle_flush(struct queue *queue)
+{
+    if (queue->settles_running == 0 || queue->settle_count >= SETTLE_WORTH_SENDING) {
+        queue_settle_write(queue);
+    }
+}
+
 void queue_settle_fail(struct queue *queue, int status)
 {
     while (queue->settle_first != NULL) {
         struct settle_item *item = queue->settle_first;
         queue->settle_first = item->next;
         queue->settle_last = queue->settle_first == NULL ? NULL : queue->settle_last;
+        queue->settle_count--;
         item_finish(queue, item, status);
     }
 }
