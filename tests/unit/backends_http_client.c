@@ -133,7 +133,7 @@ static void posts_and_reads_the_answer(void **state)
     f.status = 429;
     f.headers = "RETRY-AFTER: 7\r\nx-ms-request-id: r1\r\nX-Ms-Error-Code: Code1\r\n";
     prepare(&f, &call, "POST", SPAN_LIT("the body"));
-    http_request_header(&call.request, SPAN_LIT("X-Test"), SPAN_LIT("v 1"));
+    http_client_request_header(&call.request, SPAN_LIT("X-Test"), SPAN_LIT("v 1"));
     run(&f, &call);
     assert_int_equal(call.result.outcome, HTTP_ANSWERED);
     assert_int_equal(call.result.status, 429);
