@@ -147,6 +147,7 @@ struct events {
     struct metric *accept_seconds;
     struct metric *redis_up;
     atomic_int redis_connections;
+    int redis_expected;
 };
 
 struct events *events_new(void)
@@ -310,9 +311,15 @@ void events_redis_refused(struct events *events, const char *why)
               LOG_TEXT("why", why != NULL ? why : ""));
 }
 
+void events_expect_redis(struct events *events, int handles)
+{
+    events->redis_expected = handles;
+}
+
 bool events_redis_is_up(const struct events *events)
 {
-    return atomic_load_explicit(&events->redis_connections, memory_order_relaxed) > 0;
+    int up = atomic_load_explicit(&events->redis_connections, memory_order_relaxed);
+    return up >= events->redis_expected;
 }
 
 void events_sweep(struct events *events, const char *what, int64_t count)

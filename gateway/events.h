@@ -103,7 +103,10 @@ void events_depth(struct events *events, struct span lane, struct span backend, 
                   int64_t batches, int64_t oldest_age_ms);
 void events_queue_bytes(struct events *events, int64_t bytes, int64_t messages_open);
 void events_config_reload(struct events *events, bool success);
-/* The last Redis state as events_redis() was told; for /readyz. */
+/* How many queue handles the process has: all of them must be up before it is ready. Set once,
+ * before threads run. */
+void events_expect_redis(struct events *events, int handles);
+/* Whether every queue handle of the process is up, as events_redis() was told; for /readyz. */
 bool events_redis_is_up(const struct events *events);
 
 #endif

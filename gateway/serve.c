@@ -463,6 +463,7 @@ static int start(struct serve *serve, struct err *err)
         struct front_conf admin = front_conf_of(serve, true);
         status = front_new(serve->loop, &admin, &serve->admin, err);
     }
+    events_expect_redis(serve->events, (int)serve->worker_count + 1);
     return status == ERR_OK ? start_workers(serve, err) : status;
 }
 

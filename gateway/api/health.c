@@ -28,7 +28,8 @@ static const char *durability_name(enum queue_durability durability)
 void health_ready(struct api_call *call)
 {
     const struct api *api = call->api;
-    bool redis_up = queue_is_up(api->conf.queue);
+    /* Of all loops: a message is accepted by another one than this. */
+    bool redis_up = queue_is_up(api->conf.queue) && events_redis_is_up(api->conf.events);
     bool ready = redis_up && !api->draining;
     json_t *body = json_object();
     (void)json_object_set_new(body, "status", json_string(ready ? "ready" : "not ready"));
