@@ -35,7 +35,7 @@ struct tally_kind {
 struct tally {
     uint64_t accepted;   /* messages */
     uint64_t recipients; /* accepted ones */
-    uint64_t bytes;      /* content of accepted messages */
+    uint64_t bytes;      /* content written for accepted messages: smtp DATA, http request */
     uint64_t failed;     /* messages given up */
     uint64_t retried;    /* times a message was sent again */
     struct tally_kind kinds[TALLY_KINDS_MAX];
