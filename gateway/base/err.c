@@ -1,5 +1,7 @@
 #include "gateway/base/err.h"
 
+#include "gateway/base/log.h"
+
 #include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -52,6 +54,7 @@ const char *err_name(int code)
 
 void err_abort(const char *file, int line, const char *what)
 {
+    log_flush(); /* what led to this stands before it */
     (void)fprintf(stderr, "%s:%d: assertion failed: %s\n", file, line, what);
     abort();
 }

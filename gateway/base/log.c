@@ -9,9 +9,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* A line is built here and written with one write(2); pipes keep writes up to PIPE_BUF (4096)
- * whole, and files opened for appending any size. A field that does not fit any more is left out
- * and the line says so. */
+/* A line is built here and leaves whole in one write(2), alone or with others of its thread; pipes
+ * keep writes up to PIPE_BUF (4096) together, and files opened for appending any size. A field that
+ * does not fit any more is left out and the line says so. */
 #define LINE_BYTES 8192
 #define VALUE_BYTES 400
 /* Kept free for the note that fields were left out, the closing brace and the newline. */
@@ -22,6 +22,16 @@ struct line {
     size_t len;
     bool cut;
 };
+
+/* Lines a thread keeps until the end of its loop's turn: as many as one write to a pipe keeps
+ * together. */
+#define KEPT_BYTES 4096
+
+static _Thread_local struct {
+    char bytes[KEPT_BYTES];
+    size_t len;
+    bool collecting;
+} kept;
 
 /* The process-wide settings of log_configure(); relaxed, because a line written with the settings
  * of a moment ago does no harm. */
@@ -224,6 +234,40 @@ static void put_tail(struct line *line, enum log_form form)
     line->len += end.len;
 }
 
+/* Standard error is the last resort; where it fails there is nobody left to tell. */
+static void write_out(const char *bytes, size_t len)
+{
+    while (write(STDERR_FILENO, bytes, len) < 0 && errno == EINTR) {
+    }
+}
+
+void log_flush(void)
+{
+    if (kept.len > 0) {
+        write_out(kept.bytes, kept.len);
+        kept.len = 0;
+    }
+}
+
+void log_collect(bool collecting)
+{
+    log_flush();
+    kept.collecting = collecting;
+}
+
+static void give_out(const struct line *line)
+{
+    if (line->len > KEPT_BYTES - kept.len) {
+        log_flush();
+    }
+    if (!kept.collecting || line->len > KEPT_BYTES) {
+        write_out(line->bytes, line->len);
+        return;
+    }
+    memcpy(kept.bytes + kept.len, line->bytes, line->len);
+    kept.len += line->len;
+}
+
 void log_write(enum log_level level, const char *event, const struct log_field *fields)
 {
     if (!log_wants(level)) {
@@ -240,9 +284,7 @@ void log_write(enum log_level level, const char *event, const struct log_field *
         }
     }
     put_tail(&line, form);
-    /* Standard error is the last resort; where it fails there is nobody left to tell. */
-    while (write(STDERR_FILENO, line.bytes, line.len) < 0 && errno == EINTR) {
-    }
+    give_out(&line);
 }
 
 struct span log_address(struct span address, char *room, size_t room_bytes)

@@ -1,9 +1,10 @@
 /* Structured log: one line per event, on standard error.
  *
- * Must not know: what the events mean. Thread: any; a line is written with one write(2) and never
- * interleaves. Peer text is escaped and cut to 400 bytes. Two forms: `text` (time level event
- * key=value ...) and `json` (one object a line). Bodies, secrets and full addresses must not be
- * passed in; see log_address(). */
+ * Must not know: what the events mean. Thread: any; a line leaves whole in one write(2) and never
+ * interleaves with others. The thread of a running loop keeps its lines to the end of the turn, at
+ * most 4 KiB of them, because a system call for each would cost more than making it. Peer text is
+ * escaped and cut to 400 bytes. Two forms: `text` (time level event key=value ...) and `json` (one
+ * object a line). Bodies, secrets and full addresses must not be passed in; see log_address(). */
 #ifndef HEAVE_BASE_LOG_H
 #define HEAVE_BASE_LOG_H
 
@@ -52,6 +53,12 @@ struct log_field {
 #define log_event(level, event, ...) \
     log_write(level, event, (const struct log_field[]){__VA_ARGS__, {.type = LOG_FIELD_END}})
 void log_write(enum log_level level, const char *event, const struct log_field *fields);
+
+/* From log_collect(true) on, this thread's lines wait for log_flush() (or for 4 KiB of them);
+ * log_collect(false) writes them. For whoever runs the thread; loop_run() does. */
+void log_collect(bool collecting);
+/* Writes what this thread keeps. */
+void log_flush(void);
 
 /* Process-wide; atomics, so it may be called again at reload. Defaults: info, text, short
  * addresses. `full_addresses`: whether log_address() keeps the local part. */

@@ -1,6 +1,7 @@
 #include "gateway/base/loop.h"
 
 #include "gateway/base/buf.h"
+#include "gateway/base/log.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -314,6 +315,7 @@ static void on_check(uv_check_t *handle)
 static void on_prepare(uv_prepare_t *handle)
 {
     run_tasks(handle->data);
+    log_flush();
 }
 
 /* ---- Work ---- */
@@ -494,9 +496,11 @@ void loop_run(struct loop *loop)
     name_thread(loop);
     uv_update_time(loop->uv);
     loop->running = true;
+    log_collect(true);
     do {
         (void)uv_run(loop->uv, UV_RUN_DEFAULT);
     } while (!atomic_load(&loop->stop_wanted));
+    log_collect(false);
     loop->running = false;
     atomic_store(&loop->stop_wanted, false);
 }

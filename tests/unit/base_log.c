@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 static char got[65536];
+static int capture_end; /* where what was written can be read */
 
 /* Runs `write_lines` with standard error going to a pipe and leaves what came in `got`. */
 static void capture(void (*write_lines)(void))
@@ -21,6 +22,7 @@ static void capture(void (*write_lines)(void))
     int saved = dup(STDERR_FILENO);
     assert_true(saved >= 0);
     assert_true(dup2(ends[1], STDERR_FILENO) >= 0);
+    capture_end = ends[0];
     write_lines();
     assert_true(dup2(saved, STDERR_FILENO) >= 0);
     close(saved);
@@ -173,13 +175,52 @@ static void test_addresses(void **state)
     check_address("alice@contoso.com", "alice@contoso.com");
 }
 
+static void write_collected(void)
+{
+    char tail[16];
+    log_collect(true);
+    log_event(LOG_INFO, "first", LOG_INT("n", 1));
+    ssize_t len = read(capture_end, tail, sizeof(tail));
+    assert_true(len < 0); /* nothing left yet */
+    log_flush();
+    for (int i = 0; i < 40; i++) {
+        log_event(LOG_INFO, "many", LOG_TEXT("text", "0123456789012345678901234567890123456789"),
+                  LOG_TEXT("more", "0123456789012345678901234567890123456789"), LOG_INT("i", i));
+    }
+    log_collect(false);
+    log_event(LOG_INFO, "last", LOG_INT("n", 2));
+}
+
+/* Lines wait for the flush, none is lost or cut when more come than are kept, and the order stays.
+ */
+static void test_collecting(void **state)
+{
+    (void)state;
+    log_configure(LOG_INFO, LOG_FORM_TEXT, false);
+    capture(write_collected);
+    assert_non_null(strstr(got, "info first n=1\n"));
+    const char *at = got;
+    for (int i = 0; i < 40; i++) {
+        char want[16];
+        (void)snprintf(want, sizeof(want), " i=%d\n", i);
+        at = strstr(at, want);
+        assert_non_null(at);
+    }
+    assert_non_null(strstr(at, "info last n=2\n"));
+    size_t lines = 0;
+    for (const char *c = got; *c != '\0'; c++) {
+        lines += *c == '\n';
+    }
+    assert_int_equal(lines, 42);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_text),       cmocka_unit_test(test_escapes),
         cmocka_unit_test(test_json),       cmocka_unit_test(test_cuts_values),
         cmocka_unit_test(test_cuts_lines), cmocka_unit_test(test_levels),
-        cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_addresses),  cmocka_unit_test(test_collecting),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
