@@ -4,6 +4,7 @@
 #include "gateway/base/codec.h"
 
 #include <errno.h>
+#include <signal.h>
 
 enum {
     RETRY_FIRST_MS = 100,
@@ -155,6 +156,17 @@ static void on_end(void *ctx)
     stop_handing_out(ctx);
 }
 
+/* What is in hand is still finished and counted; a second signal ends the process as usual. */
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct load *load = handle->data;
+    (void)number;
+    for (size_t i = 0; i < LOAD_SIGNALS; i++) {
+        (void)uv_signal_stop(&load->signals[i]);
+    }
+    stop_handing_out(load);
+}
+
 /* ---- Results ---- */
 
 void load_accepted(struct load_worker *worker, uint64_t recipients, struct span id)
@@ -219,7 +231,8 @@ void load_worker_over(struct load_worker *worker)
 
 bool load_complete(const struct load *load)
 {
-    return !load->fatal && load->tally.failed == 0 && load->tally.accepted > 0 &&
+    bool all = load->taken == load->options->messages || load->options->duration_s > 0;
+    return all && !load->fatal && load->tally.failed == 0 && load->tally.accepted > 0 &&
            load->tally.accepted == load->taken &&
            load->tally.recipients == load->taken * load->options->recipients;
 }
@@ -322,6 +335,19 @@ static int open_ids(struct load *load, struct err *err)
     return 0;
 }
 
+static int watch_signals(struct load *load, struct err *err)
+{
+    static const int NUMBERS[LOAD_SIGNALS] = {SIGINT, SIGTERM};
+    for (size_t i = 0; i < LOAD_SIGNALS; i++) {
+        load->signals[i].data = load;
+        if (uv_signal_init(loop_uv(load->loop), &load->signals[i]) != 0 ||
+            uv_signal_start(&load->signals[i], on_signal, NUMBERS[i]) != 0) {
+            return err_set(err, ERR_IO, "Signals cannot be watched.");
+        }
+    }
+    return 0;
+}
+
 static int prepare(struct load *load, struct err *err)
 {
     unsigned char run[6];
@@ -331,7 +357,10 @@ static int prepare(struct load *load, struct err *err)
     if (rc == 0) {
         rc = open_ids(load, err);
     }
-    return rc == 0 ? load->ops->prepare(load, err) : rc;
+    if (rc == 0) {
+        rc = load->ops->prepare(load, err);
+    }
+    return rc == 0 ? watch_signals(load, err) : rc;
 }
 
 int load_run(struct load *load, const struct load_options *options, struct err *err)

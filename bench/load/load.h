@@ -18,6 +18,8 @@
 
 #include <stdio.h>
 
+#define LOAD_SIGNALS 2
+
 struct load;
 
 /* The first member of a protocol's worker. */
@@ -60,7 +62,8 @@ struct load {
     struct load_worker *idle_first, *idle_last;
     struct loop_timer pace;
     struct loop_timer end;
-    uint64_t taken; /* messages handed out */
+    uv_signal_t signals[LOAD_SIGNALS]; /* SIGINT and SIGTERM: hand out no more */
+    uint64_t taken;                    /* messages handed out */
     int64_t start_us;
     int64_t settled_us; /* when the last message was settled */
     bool stopped;       /* hands out no more */
@@ -75,7 +78,8 @@ extern const struct load_ops LOAD_HTTP_OPS;
 MUST_USE int load_run(struct load *load, const struct load_options *options, struct err *err);
 /* Errors: ERR_IO (the ids could not all be written). */
 MUST_USE int load_release(struct load *load);
-/* Whether every message and every recipient was accepted. */
+/* Whether every message (all that were wanted, or all until the duration ended) and every recipient
+ * was accepted. */
 bool load_complete(const struct load *load);
 
 /* ---- For the protocols ---- */

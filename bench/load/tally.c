@@ -99,6 +99,6 @@ int tally_json(const struct tally *tally, int64_t elapsed_us, struct buf *out)
         rc = put_errors(tally, out);
     }
     return rc == 0
-               ? buf_printf(out, ",\"seconds\":%.3f,\"bytes\":%" PRIu64 "}", seconds, tally->bytes)
+               ? buf_printf(out, ",\"seconds\":%.6f,\"bytes\":%" PRIu64 "}", seconds, tally->bytes)
                : rc;
 }

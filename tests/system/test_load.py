@@ -146,6 +146,24 @@ def test_duration_ends_the_run(tmp_path, clean_sim, gateway):
     all_delivered(gateway, tmp_path / "ids", result["accepted"])
 
 
+def test_an_interrupted_run_says_what_it_did(tmp_path, clean_sim, gateway):
+    ids = tmp_path / "ids"
+    flags = smtp_flags(gateway, ids, messages=100000, connections=2, rate="20/s")
+    before = gateway.metric("heave_messages_total")
+    child = subprocess.Popen([str(LOAD), "smtp", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        heave.wait_until(lambda: gateway.metric("heave_messages_total") - before >= 3, what="three messages")
+        child.terminate()
+        out, errors = child.communicate(timeout=20 * heave.PATIENCE)
+    finally:
+        child.kill()
+        child.wait()
+    result = json.loads(out)
+    assert child.returncode == 1, errors
+    assert 3 <= result["accepted"] < 100000 and result["failed"] == 0
+    all_delivered(gateway, ids, result["accepted"])
+
+
 # ---- Servers that answer badly ----
 
 class Script(threading.Thread):
