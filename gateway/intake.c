@@ -300,7 +300,9 @@ static int write_added_fields(struct pending *pending, struct buf *out)
     return status;
 }
 
-static int write_message(struct pending *pending, struct span header, struct span rest,
+/* The message is `out` and what is left in `*rest`. Its larger part stays where it is: only a
+ * header that must change is copied. */
+static int write_message(struct pending *pending, struct span header, struct span *rest,
                          struct buf *out)
 {
     static const char *const private_names[] = {"Bcc", "Resent-Bcc", "X-Heave-*"};
@@ -310,13 +312,15 @@ static int write_message(struct pending *pending, struct span header, struct spa
     }
     if (pending->facts.has_private) {
         status = fields_copy_without(header, private_names, 3, out);
-    } else {
+    } else if (rest->len == 0) {
         status = buf_append(out, header);
+    } else {
+        *rest = pending->submission->message;
     }
-    if (status == ERR_OK && rest.len == 0) {
-        rest = SPAN_LIT("\r\n"); /* a header without the empty line that ends it */
+    if (status == ERR_OK && rest->len == 0) {
+        *rest = SPAN_LIT("\r\n"); /* a header without the empty line that ends it */
     }
-    return status == ERR_OK ? buf_append(out, rest) : status;
+    return status;
 }
 
 /* Decisions. */
@@ -532,14 +536,15 @@ static struct span content_fingerprint(const struct submission *submission, char
     return span_make(room, sizeof digest * 2);
 }
 
-static uint32_t message_flags(const struct submission *submission, struct span stored)
+static uint32_t message_flags(const struct submission *submission, struct span added,
+                              struct span rest)
 {
-    uint32_t flags = codec_has_8bit(stored) ? MESSAGE_8BIT : 0;
+    uint32_t flags = codec_has_8bit(added) || codec_has_8bit(rest) ? MESSAGE_8BIT : 0;
     return submission->smtputf8 ? flags | MESSAGE_SMTPUTF8 : flags;
 }
 
 static int enqueue(struct pending *pending, struct batch *batches, size_t batch_count,
-                   struct span stored)
+                   struct span added, struct span rest)
 {
     struct submission *submission = pending->submission;
     struct message message = {
@@ -552,8 +557,9 @@ static int enqueue(struct pending *pending, struct batch *batches, size_t batch_
         .subject = pending->facts.subject,
         .accepted_ms = clock_wall_ms(),
         .expires_ms = pending->expires_ms,
-        .flags = message_flags(submission, stored),
-        .body = stored,
+        .flags = message_flags(submission, added, rest),
+        .prefix = added,
+        .body = rest,
         .batches = batches,
         .batch_count = batch_count,
     };
@@ -591,9 +597,9 @@ static void store(struct pending *pending, const struct route_plan *plan)
     fields_split(pending->submission->message, &header, &rest);
     queue_message_id(intake->queue, pending->id);
     buf_reset(&intake->scratch);
-    int status = write_message(pending, header, rest, &intake->scratch);
+    int status = write_message(pending, header, &rest, &intake->scratch);
     if (status == ERR_OK) {
-        status = enqueue(pending, batches, plan->batch_count, buf_span(&intake->scratch));
+        status = enqueue(pending, batches, plan->batch_count, buf_span(&intake->scratch), rest);
     }
     if (intake->scratch.cap > SCRATCH_KEEP_BYTES) {
         buf_release(&intake->scratch);

@@ -63,7 +63,7 @@ struct intake_result {
 };
 
 /* One message as handed in. The caller fills the first part; everything must stay valid until the
- * callback. */
+ * callback, except for the bytes of `message`, which are used inside intake_submit() alone. */
 struct submission {
     struct arena arena;                 /* caller inits and releases; intake allocates here */
     const struct policy_client *client; /* who was authorised; never NULL */

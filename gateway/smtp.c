@@ -439,6 +439,13 @@ const struct smtp_credentials *smtp_credentials(const struct smtp *m)
     return &m->credentials;
 }
 
+void smtp_forget_message(struct smtp *m)
+{
+    ASSERT(m->asked == SMTP_EVENT_MESSAGE);
+    smtp_data_release(&m->data);
+    m->transaction.message = (struct span){0};
+}
+
 void smtp_forget_password(struct smtp *m)
 {
     buf_release(&m->password);

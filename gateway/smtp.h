@@ -142,6 +142,8 @@ void smtp_refuse_data(struct smtp *m, const struct smtp_reply *reply);
 /* What the owner asks the machine. */
 const struct smtp_transaction *smtp_transaction(const struct smtp *m);
 const struct smtp_credentials *smtp_credentials(const struct smtp *m);
+/* Gives the message's memory back before the answer is known. */
+void smtp_forget_message(struct smtp *m);
 /* Wipes the password before the answer is known. */
 void smtp_forget_password(struct smtp *m);
 const struct smtp_counts *smtp_counts(const struct smtp *m);

@@ -289,6 +289,7 @@ static void submit(struct smtp_session *s)
                                          SUBMISSION_EXTRA_BYTES);
     s->submitted = true;
     intake_submit(s->server->intake, &s->submission);
+    smtp_forget_message(s->machine); /* the queue has a copy; the answer may take its time */
 }
 
 /* ---- The stream ---- */

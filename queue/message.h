@@ -97,10 +97,18 @@ struct message {
     int64_t accepted_ms;      /* wall time */
     int64_t expires_ms;       /* wall time */
     uint32_t flags;           /* enum message_flag */
+    struct span prefix;       /* only when enqueued: fields that stand before `body`, so that adding
+                               * them costs no copy of it; what is claimed has them in `body` */
     struct span body;         /* the complete RFC 5322 message with CR LF, as it will be sent */
     struct batch *batches;
     size_t batch_count;
 };
+
+/* Prefix and body together. */
+static inline size_t message_bytes(const struct message *message)
+{
+    return message->prefix.len + message->body.len;
+}
 
 /* Appends the stored form of the message's own fields (not body, not batches).
  * Errors: ERR_LIMIT, ERR_NOMEM (the buf). */

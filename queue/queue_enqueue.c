@@ -298,7 +298,7 @@ static void add_batch(struct queue *queue, uint32_t shard, struct redis_args *ar
 {
     char entry[QUEUE_ENTRY_MAX];
     char pair[QUEUE_NAMES_MAX + 2];
-    queue_entry(message->id, batch->number, message->body.len, entry);
+    queue_entry(message->id, batch->number, message_bytes(message), entry);
     int status = queue_pair_name(batch->lane, batch->backend, pair);
     ASSERT(status == 0);
     queue_pair_register(queue, shard, span_of(pair));
@@ -350,16 +350,20 @@ static void add_message(struct enqueue_group *group, const struct message *messa
 {
     struct redis_args *args = &group->messages;
     bool keyed = idempotency != NULL && idempotency->key.len > 0;
-    bool large = message->body.len > QUEUE_LARGE_BODY;
+    bool large = message_bytes(message) > QUEUE_LARGE_BODY;
     struct buf record;
     buf_init(&record, RECORD_BYTES_MAX);
     int status = queue_message_store(message, &record);
     args->status = args->status != 0 ? args->status : status;
     redis_args_add(args, message->id);
-    redis_args_number(args, (int64_t)queue_charge(message->body.len, message->batch_count));
+    redis_args_number(args, (int64_t)queue_charge(message_bytes(message), message->batch_count));
     redis_args_number(args, message->expires_ms);
     redis_args_add(args, buf_span(&record));
-    redis_args_add(args, large ? (struct span){0} : message->body);
+    if (large) {
+        redis_args_add(args, (struct span){0});
+    } else {
+        redis_args_join(args, message->prefix, message->body);
+    }
     redis_args_number(args, (int64_t)open_recipients(message));
     redis_args_add(args, keyed ? idempotency->fingerprint : (struct span){0});
     redis_args_add(args, keyed ? idempotency->answer : (struct span){0});
@@ -384,7 +388,7 @@ static int send_body(struct queue *queue, uint32_t shard, const struct message *
     redis_args_init(&args);
     redis_args_text(&args, "SET");
     redis_args_text(&args, key);
-    redis_args_add(&args, message->body);
+    redis_args_join(&args, message->prefix, message->body);
     redis_args_text(&args, "PX");
     redis_args_number(&args, BODY_ALONE_MS);
     return redis_call(queue->redis, &args, NULL, NULL);
@@ -405,14 +409,15 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
     if (status == 0 && !queue_is_up(queue)) {
         status = ERR_UNAVAILABLE;
     }
-    if (status == 0 && redis_waiting_bytes(queue->redis) + message->body.len > WAITING_MAX_BYTES) {
+    if (status == 0 &&
+        redis_waiting_bytes(queue->redis) + message_bytes(message) > WAITING_MAX_BYTES) {
         status = ERR_LIMIT;
     }
     if (status != 0) {
         return status;
     }
     uint32_t shard = queue_shard_of_id(queue, message->id);
-    if (message->body.len > QUEUE_LARGE_BODY) {
+    if (message_bytes(message) > QUEUE_LARGE_BODY) {
         status = send_body(queue, shard, message);
         if (status != 0) {
             return status == ERR_NOMEM ? ERR_LIMIT : status;

@@ -139,7 +139,7 @@ int queue_batch_read(struct span stored, struct arena *arena, struct batch_head 
 int queue_message_store(const struct message *message, struct buf *out)
 {
     char suffix[24];
-    large_suffix(message->body.len, suffix);
+    large_suffix(message_bytes(message), suffix);
     int status = buf_printf(out, "%zu%s\n%.*s|%.*s\n", message->batch_count, suffix,
                             SPAN_FMT(message->client), SPAN_FMT(message->lane));
     return status != 0 ? status : message_encode(message, out);

@@ -41,13 +41,14 @@ void redis_args_release(struct redis_args *args)
 
 /* "$len CR LF bytes CR LF", RESP's bulk string, written by hand: this runs several times for each
  * message. */
-void redis_args_add(struct redis_args *args, struct span value)
+void redis_args_join(struct redis_args *args, struct span first, struct span second)
 {
     char head[24];
     size_t at = sizeof(head);
     head[--at] = '\n';
     head[--at] = '\r';
-    size_t len = value.len;
+    size_t value_len = first.len + second.len;
+    size_t len = value_len;
     do {
         head[--at] = (char)('0' + len % 10);
         len /= 10;
@@ -56,18 +57,26 @@ void redis_args_add(struct redis_args *args, struct span value)
     size_t head_len = sizeof(head) - at;
     char *room = NULL;
     if (args->status == 0) {
-        args->status = buf_reserve(&args->bytes, head_len + value.len + 2, &room);
+        args->status = buf_reserve(&args->bytes, head_len + value_len + 2, &room);
     }
     if (args->status != 0) {
         return;
     }
     memcpy(room, head + at, head_len);
-    if (value.len > 0) {
-        memcpy(room + head_len, value.data, value.len);
+    if (first.len > 0) {
+        memcpy(room + head_len, first.data, first.len);
     }
-    memcpy(room + head_len + value.len, "\r\n", 2);
-    buf_commit(&args->bytes, head_len + value.len + 2);
+    if (second.len > 0) {
+        memcpy(room + head_len + first.len, second.data, second.len);
+    }
+    memcpy(room + head_len + value_len, "\r\n", 2);
+    buf_commit(&args->bytes, head_len + value_len + 2);
     args->count++;
+}
+
+void redis_args_add(struct redis_args *args, struct span value)
+{
+    redis_args_join(args, value, (struct span){0});
 }
 
 void redis_args_text(struct redis_args *args, const char *value)
@@ -276,6 +285,11 @@ static int send_request(struct redis *redis, struct redis_request *request)
     if (status != 0) {
         return status;
     }
+    if (request->script < 0) {
+        /* Only scripts are ever repeated; a body must not be held twice until its answer. */
+        redis->waiting_bytes -= request_bytes(request);
+        redis_args_release(&request->head);
+    }
     request->sent_ms = loop_now_ms(redis->loop);
     request_append(redis, request);
     if (!loop_timer_active(&redis->deadline_timer)) {
@@ -291,7 +305,7 @@ static int submit_request(struct redis *redis, const struct redis_request *templ
     *request = *template;
     redis->waiting_bytes += request_bytes(request);
     int status = request->head.status != 0 ? request->head.status : request->body.status;
-    if (status == 0 && redis->waiting_bytes > WAITING_MAX_BYTES) {
+    if (status == 0 && redis_waiting_bytes(redis) > WAITING_MAX_BYTES) {
         status = ERR_LIMIT;
     }
     if (status == 0 && (redis->stream == NULL || redis->dropping)) {
@@ -619,7 +633,8 @@ bool redis_is_up(const struct redis *redis)
 
 size_t redis_waiting_bytes(const struct redis *redis)
 {
-    return redis->waiting_bytes;
+    size_t pending = redis->stream != NULL ? stream_pending_bytes(redis->stream) : 0;
+    return redis->waiting_bytes + pending;
 }
 
 size_t redis_waiting_count(const struct redis *redis)

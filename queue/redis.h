@@ -60,6 +60,8 @@ struct redis_args {
 void redis_args_init(struct redis_args *args);
 void redis_args_release(struct redis_args *args);
 void redis_args_add(struct redis_args *args, struct span value);
+/* One argument that stands in two pieces. */
+void redis_args_join(struct redis_args *args, struct span first, struct span second);
 void redis_args_text(struct redis_args *args, const char *value);
 void redis_args_number(struct redis_args *args, int64_t value);
 

@@ -10,8 +10,8 @@ struct redisReader;
 #define REDIS_SCRIPTS_MAX 16
 #define REDIS_SHA_LEN 40
 
-/* A command on its way; its arguments are kept until the answer so that it can be repeated after
- * NOSCRIPT. */
+/* A command on its way; the arguments of a script are kept until the answer so that it can be
+ * repeated after NOSCRIPT. */
 struct redis_request {
     struct redis_request *next;
     struct redis_args
