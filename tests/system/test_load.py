@@ -109,6 +109,35 @@ def test_smtp_starttls_to_the_simulator(clean_sim):
     assert (summary["transactions"], summary["recipients"], summary["duplicates"]) == (20, 60, 0)
 
 
+def test_smtp_with_tls_from_the_first_byte(tmp_path):
+    sim = heave.Simulator(tmp_path / "sim", "--hve-tls", "implicit")
+    try:
+        result = load("smtp", "--server", f"localhost:{sim.ports['hve']}", "--tls-implicit", "--ca-file", sim.ca,
+                      "--auth", f"{heave.HVE_ACCOUNT}:hve-password", "--from", heave.HVE_ACCOUNT,
+                      "--to", "to@contoso.test", "--messages", 6, "--one-per-connection", "--size", 1048576)
+        assert (result["accepted"], result["errors"]) == (6, {})
+        assert sim.summary()["hve"]["transactions"] == 6
+    finally:
+        sim.stop()
+
+
+def test_https(tmp_path, sim):
+    changes = {"tls": {"cert_file": str(sim.folder / "server.pem"), "key_file": str(sim.folder / "server.key")}}
+    gateway = heave.Gateway(tmp_path, sim, changes, start=False)
+    gateway.conf["listeners"].append({"protocol": "http", "bind": f"127.0.0.1:{gateway.tls_port}", "tls": "implicit"})
+    gateway.write_conf()
+    gateway.start()
+    try:
+        flags = ["--url", f"https://localhost:{gateway.tls_port}", "--key", heave.API_KEY, "--from",
+                 "erp@contoso.test", "--to", "team@contoso.test", "--messages", 10, "--connections", 2]
+        result = load("http", *flags, "--ca-file", sim.ca, "--ids", tmp_path / "ids")
+        assert (result["accepted"], result["errors"]) == (10, {})
+        all_delivered(gateway, tmp_path / "ids", 10)
+        assert list(load("http", *flags, code=1)["errors"]) == ["certificate"]
+    finally:
+        assert gateway.stop() == 0
+
+
 def test_an_unknown_certificate_ends_the_run(clean_sim):
     result = load("smtp", "--server", f"localhost:{clean_sim.ports['hve']}", "--tls", "--from", heave.HVE_ACCOUNT,
                   "--to", "to@contoso.test", "--messages", 50, code=1)
