@@ -60,8 +60,9 @@ struct conf_listener {
     enum conf_tls_mode tls;
     enum conf_auth auth;
     bool auth_without_tls; /* smtp: AUTH is offered on a plain connection */
-    const char *const
-        *networks; /* smtp: who may connect; none: everybody. Checked to be addresses or CIDR */
+    /* smtp: peers that may send without AUTH, as the client "network": any sender, lane normal.
+     * Clients with networks of their own come first. Checked to be addresses or CIDR. */
+    const char *const *networks;
     size_t network_count;
     uint32_t max_recipients; /* of one message */
     uint64_t max_message_bytes;

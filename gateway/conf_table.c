@@ -114,7 +114,9 @@ static const struct conf_option options[] = {
     {.path = "listeners.*.networks",
      .type = CONF_NETWORKS,
      .applies = "smtp",
-     .help = "Who may connect, as addresses or networks (10.0.0.0/8); none: everybody."},
+     .help =
+         "Peers that may send without AUTH: as the client \"network\", with any sender, in lane "
+         "normal. A client with networks of its own comes first and can be held to more."},
     {.path = "listeners.*.max_recipients",
      .type = CONF_INT,
      .fallback = "10000",
