@@ -64,7 +64,13 @@ int cli_usage(const struct cli_command *command, const char *format, ...)
     va_start(args, format);
     (void)vfprintf(stderr, format, args);
     va_end(args);
-    (void)fprintf(stderr, "\nTry: heave help %s\n", command->name);
+    (void)fputc('\n', stderr);
+    return cli_try_help(command);
+}
+
+int cli_try_help(const struct cli_command *command)
+{
+    (void)fprintf(stderr, "Try: heave help %s\n", command->name);
     return CLI_USAGE;
 }
 
@@ -219,7 +225,7 @@ static int run_serve(int argc, char **argv)
             return cli_help(&serve_command);
         }
         if (option != 'c') {
-            return cli_usage(&serve_command, "unknown option");
+            return cli_try_help(&serve_command);
         }
         file = optarg;
     }
@@ -309,7 +315,7 @@ static int run_help(int argc, char **argv)
     }
     const struct cli_command *command = find_command(argv[1]);
     if (command == NULL) {
-        (void)fprintf(stderr, "heave help: there is no command \"%s\"\n", argv[1]);
+        (void)fprintf(stderr, "heave help: there is no command \"%s\"\nTry: heave help\n", argv[1]);
         return CLI_USAGE;
     }
     return cli_help(command);
@@ -342,5 +348,9 @@ int cli_main(int argc, char **argv)
         (void)fprintf(stderr, "heave: there is no command \"%s\"\nTry: heave help\n", name);
         return CLI_USAGE;
     }
+    /* getopt_long() begins what it says about a wrong option with this name. */
+    char title[64];
+    (void)snprintf(title, sizeof title, "heave %s", command->name);
+    argv[1] = title;
     return command->run(argc - 1, argv + 1);
 }

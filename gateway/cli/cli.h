@@ -68,6 +68,9 @@ bool cli_common_take(struct cli_common *common, int option, const char *argument
  * (CLI_USAGE). */
 int cli_help(const struct cli_command *command);
 int cli_usage(const struct cli_command *command, const char *format, ...) PRINTF_LIKE(2, 3);
+/* Where to read on, after getopt_long() has said what is wrong with an option; returns CLI_USAGE.
+ */
+int cli_try_help(const struct cli_command *command);
 /* "heave NAME: sentence" on standard error; returns `code`. */
 int cli_fail(const struct cli_command *command, int code, const char *format, ...)
     PRINTF_LIKE(3, 4);

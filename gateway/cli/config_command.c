@@ -102,7 +102,7 @@ static int run_check(int argc, char **argv)
             return cli_help(&cli_check_command);
         }
         if (!cli_common_take(&common, option, optarg)) {
-            return cli_usage(&cli_check_command, "unknown option");
+            return cli_try_help(&cli_check_command);
         }
     }
     if (common.config == NULL && optind + 1 == argc) {
@@ -204,7 +204,7 @@ static int run_config(int argc, char **argv)
             }
             page = (enum config_page)(PAGE_EFFECTIVE + option - CLI_OPTION_OWN);
         } else if (!cli_common_take(&common, option, optarg)) {
-            return cli_usage(&cli_config_command, "unknown option");
+            return cli_try_help(&cli_config_command);
         }
     }
     if (optind < argc) {

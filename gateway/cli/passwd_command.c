@@ -102,7 +102,7 @@ static int run_passwd(int argc, char **argv)
             return cli_help(&cli_passwd_command);
         }
         if (option != CLI_OPTION_OWN) {
-            return cli_usage(&cli_passwd_command, "unknown option");
+            return cli_try_help(&cli_passwd_command);
         }
         from_stdin = true;
     }

@@ -209,7 +209,7 @@ static int run_queue(int argc, char **argv)
         } else if (option == CLI_OPTION_OWN + 3) {
             o.all = true;
         } else if (!cli_common_take(&o.common, option, optarg)) {
-            return cli_usage(&cli_queue_command, "unknown option");
+            return cli_try_help(&cli_queue_command);
         }
     }
     return run_verb(&o, argc - optind, argv + optind);

@@ -646,7 +646,7 @@ static int parse(struct send_options *o, int argc, char **argv)
                 return code;
             }
         } else if (!cli_common_take(&o->common, option, optarg)) {
-            return cli_usage(&cli_send_command, "unknown option");
+            return cli_try_help(&cli_send_command);
         }
     }
     return argc - optind > 1 ? cli_usage(&cli_send_command, "one file or folder at a time")

@@ -174,7 +174,7 @@ static int run_status(int argc, char **argv)
             return cli_help(&cli_status_command);
         }
         if (!cli_common_take(&common, option, optarg)) {
-            return cli_usage(&cli_status_command, "unknown option");
+            return cli_try_help(&cli_status_command);
         }
     }
     if (optind + 1 != argc) {
