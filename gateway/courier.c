@@ -16,6 +16,8 @@
 /* Batches claimed ahead of a backend's room, so that the next ones are there when a slot frees;
  * never more than were finished since the last claim. */
 #define AHEAD_MAX 64
+/* Nor more while so much waits already: large messages are claimed as they are sent. */
+#define AHEAD_MAX_BYTES ((size_t)8 << 20)
 /* A gate answer of the queue in wall time is re-asked at least this often. */
 #define GATE_RECHECK_MS 1000
 #define MESSAGE_SCOPE_MAX 96
@@ -41,6 +43,7 @@ struct station {
     size_t index;
     struct channel channels[COURIER_LANES_MAX];
     size_t waiting_count;
+    size_t waiting_bytes;  /* of their bodies */
     size_t finished;       /* since the last claim */
     int64_t gate_until_ms; /* loop time: closed by the queue's gate or the quota */
     bool asking_quota;
@@ -125,6 +128,7 @@ static void release_waiting(struct station *station)
         }
     }
     station->waiting_count = 0;
+    station->waiting_bytes = 0;
 }
 
 /* Gates. */
@@ -344,8 +348,10 @@ static struct queue_lease *next_waiting(struct station *station, size_t *out_lan
     for (size_t l = 0; l < station->courier->conf->lane_count; l++) {
         if (station->channels[l].waiting.count > 0) {
             *out_lane = l;
+            struct queue_lease *lease = waiting_pop(&station->channels[l].waiting);
             station->waiting_count--;
-            return waiting_pop(&station->channels[l].waiting);
+            station->waiting_bytes -= lease->message.body.len;
+            return lease;
         }
     }
     return NULL;
@@ -481,7 +487,8 @@ static void plan_station(struct station *station)
     size_t ahead = station->finished < AHEAD_MAX ? station->finished : AHEAD_MAX;
     size_t can_take = backend_room(station->backend) + ahead;
     station->finished = 0;
-    if (!station_is_open(station) || can_take <= station->waiting_count) {
+    if (!station_is_open(station) || can_take <= station->waiting_count ||
+        station->waiting_bytes >= AHEAD_MAX_BYTES) {
         return;
     }
     size_t free_slots = can_take - station->waiting_count;
@@ -510,6 +517,7 @@ static void take_lease(struct courier *courier, struct queue_lease *lease)
             waiting_push(&courier->want_channels[i]->waiting, lease);
             courier->want_channels[i]->returned++;
             courier->want_stations[i]->waiting_count++;
+            courier->want_stations[i]->waiting_bytes += lease->message.body.len;
             return;
         }
     }

@@ -496,6 +496,7 @@ static void finish(struct serve *serve)
 
 int serve_run(struct conf *conf, const char *file)
 {
+    mem_setup();
     struct serve *serve = mem_zero(sizeof *serve);
     serve->conf = conf_ref(conf);
     serve->file = file;

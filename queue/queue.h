@@ -118,7 +118,8 @@ struct queue_lease {
     uint32_t batch_total; /* batches of the message */
     uint64_t open_mask;   /* bit i: recipient i was RECIPIENT_QUEUED when claimed (others came to
                              their end earlier) */
-    struct arena arena;   /* owns everything the spans point to */
+    struct arena arena;   /* owns what the spans point to, except for a large body: */
+    struct queue_body *shared_body;  /* shared by the claimed batches of one message, or NULL */
     struct queue_lease *next, *prev; /* for the queue's heartbeat list */
 };
 void queue_lease_free(struct queue_lease **lease);
@@ -136,7 +137,8 @@ typedef void (*queue_claim_cb)(void *ctx, int status, struct queue_lease **lease
 /* Claims ready batches for each want, fair between clients inside a lane, oldest first inside a
  * client; nothing for a want whose gate is closed, except batches whose message is past expires_ms
  * (to be settled as expired). The handle extends the leases of all its claims by heartbeat until
- * they are settled or released. Up to 64 wants. Errors: ERR_UNAVAILABLE, ERR_CLOSED. */
+ * they are settled or released. Fewer come than wanted when their bodies are large: about 8 MiB at
+ * a time. Up to 64 wants. Errors: ERR_UNAVAILABLE, ERR_CLOSED. */
 MUST_USE int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want_count,
                          queue_claim_cb cb, void *ctx);
 

@@ -8,7 +8,10 @@ enum {
     WANTS_MAX = 64,
     BATCHES_MAX = 1000, /* per call to Redis: Lua's unpack takes some thousands */
 };
-#define BODIES_MAX_BYTES ((int64_t)32 << 20)
+/* What one claim brings, all shards together; the last body may pass it. */
+#define BODIES_MAX_BYTES ((int64_t)8 << 20)
+/* A small body is counted as this, as claim.lua counts it. */
+#define SMALL_BODY_BYTES 16384
 #define LEASE_MAX_BYTES ((size_t)128 << 20)
 
 struct claim_want {
@@ -16,6 +19,12 @@ struct claim_want {
     struct span backend; /* in `pair` */
     uint32_t left;
     int64_t closed_until_ms;
+};
+
+/* A large body and the claimed batches that need it. */
+struct queue_body {
+    struct arena arena;
+    size_t references;
 };
 
 struct claim {
@@ -26,6 +35,7 @@ struct claim {
     size_t want_count;
     uint32_t shard;       /* being asked */
     uint32_t shards_left; /* after this one */
+    int64_t budget_bytes; /* of bodies, left */
     char token[24];
     int64_t lease_end_ms;
     struct queue_lease **leases; /* NULL: one whose body could not be had */
@@ -42,6 +52,16 @@ struct fetch {
 };
 
 static void ask_next(struct claim *claim);
+
+void queue_body_unref(struct queue_body **body)
+{
+    struct queue_body *shared = *body;
+    *body = NULL;
+    if (shared != NULL && --shared->references == 0) {
+        arena_release(&shared->arena);
+        mem_free(shared);
+    }
+}
 
 static void claim_finish(struct claim *claim, int status)
 {
@@ -205,12 +225,21 @@ static void give_up_batch(struct claim *claim, struct span entry, struct span pa
     }
 }
 
+/* What claim.lua counted this entry as: "id/n*KiB" names a large body's size. */
+static int64_t body_bytes(struct span entry)
+{
+    uint64_t kib = 0;
+    (void)span_cut(&entry, '*');
+    return span_to_u64(entry, INT64_MAX / 1024, &kib) == 0 ? (int64_t)kib * 1024 : SMALL_BODY_BYTES;
+}
+
 static void take_batch(struct claim *claim, struct span entry, const struct redis_value *batch,
                        const struct redis_value *message, struct fetch **last)
 {
     struct queue_lease *lease = mem_zero(sizeof(*lease));
     bool large = span_find(entry, '*') < entry.len;
     arena_init(&lease->arena, LEASE_MAX_BYTES);
+    claim->budget_bytes -= body_bytes(entry);
     memcpy(lease->token, claim->token, sizeof(lease->token));
     lease->lease_end_ms = claim->lease_end_ms;
     int status = fill_lease(lease, batch, message, large);
@@ -267,30 +296,34 @@ static void give_up_lease(struct claim *claim, const struct queue_lease *lease, 
     }
 }
 
-/* One lease's part of a fetched body. */
-static void take_body(struct fetch *fetch, size_t index, int status,
-                      const struct redis_value *value)
+static void share_body(struct fetch *fetch, struct span text)
 {
     struct claim *claim = fetch->claim;
-    struct queue_lease *lease = claim->leases[index];
-    if (status == 0 && value->type == REDIS_TEXT) {
-        lease->message.body = arena_dup(&lease->arena, value->text);
-        if (lease->message.body.data != NULL) {
-            link_lease(claim, lease);
-            return;
-        }
-    } else if (status == 0) {
-        give_up_lease(claim, lease, fetch->suffix);
+    struct queue_body *body = mem_zero(sizeof(*body));
+    body->arena = redis_take_reply(claim->queue->redis);
+    body->references = fetch->count;
+    for (size_t i = 0; i < fetch->count; i++) {
+        struct queue_lease *lease = claim->leases[fetch->first + i];
+        lease->shared_body = body;
+        lease->message.body = text;
+        link_lease(claim, lease);
     }
-    queue_lease_free(&claim->leases[index]);
 }
 
 static void on_body(void *ctx, int status, const struct redis_value *value)
 {
     struct fetch *fetch = ctx;
     struct claim *claim = fetch->claim;
-    for (size_t i = 0; i < fetch->count; i++) {
-        take_body(fetch, fetch->first + i, status, value);
+    if (status == 0 && value->type == REDIS_TEXT) {
+        share_body(fetch, value->text);
+    } else {
+        for (size_t i = 0; i < fetch->count; i++) {
+            struct queue_lease **lease = &claim->leases[fetch->first + i];
+            if (status == 0) {
+                give_up_lease(claim, *lease, fetch->suffix);
+            }
+            queue_lease_free(lease);
+        }
     }
     mem_free(fetch);
     claim->fetches--;
@@ -331,7 +364,7 @@ static int ask(struct claim *claim)
     queue_call_begin(claim->shard, &head);
     redis_args_number(&head, queue->conf->lease_ms);
     redis_args_text(&head, claim->token);
-    redis_args_number(&head, BODIES_MAX_BYTES);
+    redis_args_number(&head, claim->budget_bytes);
     redis_args_number(&head, (int64_t)claim->want_count);
     redis_args_init(&wants);
     uint32_t room = BATCHES_MAX;
@@ -358,7 +391,8 @@ static bool wants_more(const struct claim *claim)
 static void ask_next(struct claim *claim)
 {
     struct queue *queue = claim->queue;
-    if (claim->shards_left == 0 || queue->closing || !wants_more(claim)) {
+    if (claim->shards_left == 0 || queue->closing || claim->budget_bytes <= 0 ||
+        !wants_more(claim)) {
         claim_finish(claim, 0);
         return;
     }
@@ -382,6 +416,7 @@ int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want
     claim->cb = cb;
     claim->ctx = ctx;
     claim->want_count = want_count;
+    claim->budget_bytes = BODIES_MAX_BYTES;
     int status = 0;
     for (size_t i = 0; i < want_count && status == 0; i++) {
         struct claim_want *want = &claim->wants[i];

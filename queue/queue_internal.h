@@ -106,6 +106,10 @@ void queue_enqueue_write(struct queue *queue);
 void queue_enqueue_flush(struct queue *queue);
 void queue_enqueue_fail(struct queue *queue, int status);
 
+/* queue_claim.c */
+/* The last lease that shares the body frees it. */
+void queue_body_unref(struct queue_body **body);
+
 /* queue_settle.c */
 void queue_start_flush(struct queue *queue);
 void queue_settle_write(struct queue *queue);

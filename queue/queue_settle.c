@@ -48,6 +48,7 @@ void queue_lease_free(struct queue_lease **lease)
     if (*lease != NULL) {
         lease_unlink(*lease);
         arena_release(&(*lease)->arena);
+        queue_body_unref(&(*lease)->shared_body);
         mem_free(*lease);
         *lease = NULL;
     }

@@ -93,6 +93,9 @@ struct redis *redis_open(struct loop *loop, const struct redis_conf *conf,
 /* Takes no more commands, waits at most 5 s for answers, then calls `on_closed` and frees. */
 void redis_close(struct redis *redis, void (*on_closed)(void *ctx), void *ctx);
 bool redis_is_up(const struct redis *redis);
+/* Inside a redis_cb: the memory of the value it was given becomes the caller's, to be released by
+ * him. */
+struct arena redis_take_reply(struct redis *redis);
 /* Bytes of commands that were not answered yet. */
 size_t redis_waiting_bytes(const struct redis *redis);
 size_t redis_waiting_count(const struct redis *redis);

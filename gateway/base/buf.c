@@ -1,6 +1,9 @@
 #include "gateway/base/buf.h"
 
 #include <limits.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -133,6 +136,22 @@ int span_to_u64(struct span s, uint64_t max, uint64_t *out_value)
 }
 
 /* ---- Allocation ---- */
+
+/* Above this a block is mapped by itself: growing one moves page tables instead of bytes, and
+ * freeing it frees it. Setting it keeps glibc from raising it to the size of the largest message
+ * seen. */
+#define MAP_FROM_BYTES (384 * 1024)
+/* How much free memory at the top of a heap is kept for the next burst. */
+#define TOP_KEEP_BYTES (2 * 1024 * 1024)
+
+void mem_setup(void)
+{
+#ifdef __GLIBC__
+    /* Neither changes what the program does; a refusal costs memory only. */
+    (void)mallopt(M_MMAP_THRESHOLD, MAP_FROM_BYTES);
+    (void)mallopt(M_TRIM_THRESHOLD, TOP_KEEP_BYTES);
+#endif
+}
 
 void *mem_try(size_t size)
 {
