@@ -217,6 +217,13 @@ void smtp_client_give(struct smtp_client *client, struct smtp_transaction *trans
     ASSERT(smtp_client_room(client) > 0);
     ASSERT(transaction->recipient_count > 0 &&
            transaction->recipient_count <= BATCH_RECIPIENTS_MAX);
+    /* What another session has accepted died with it; what it has refused stays refused. */
+    for (size_t i = 0; i < transaction->recipient_count; i++) {
+        if (transaction->marks[i] != MARK_ANSWERED) {
+            transaction->marks[i] = MARK_OPEN;
+        }
+    }
+    transaction->untried = false;
     transaction->next = NULL;
     if (client->waiting_last != NULL) {
         client->waiting_last->next = transaction;

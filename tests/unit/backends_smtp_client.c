@@ -642,6 +642,74 @@ static void without_pipelining_refusals_stop_the_transaction(void **state)
     transcript(lines, NULL, check_stepwise_refused);
 }
 
+/* ---- A second session ---- */
+
+static const char *const dies_in_the_middle[] = {
+    HELLO,
+    "G 1",
+    "C MAIL FROM:<s@x.org> SIZE=14",
+    "C RCPT TO:<r1@x.org>",
+    "C RCPT TO:<r2@x.org>",
+    "C RCPT TO:<r3@x.org>",
+    "C DATA",
+    "S 250 ok",
+    "S 250 ok",
+    "S 550 5.1.1 nobody",
+    "S 421 4.3.2 going down",
+    NULL,
+};
+
+static const char *const takes_the_rest[] = {
+    HELLO,
+    NULL,
+};
+
+static const char *const takes_the_rest_envelope[] = {
+    "C MAIL FROM:<s@x.org> SIZE=14",
+    "C RCPT TO:<r1@x.org>",
+    "C RCPT TO:<r3@x.org>",
+    "C DATA",
+    "S 250 ok",
+    "S 250 ok",
+    "S 250 ok",
+    "S 354 go",
+    "C A: 2",
+    "C ",
+    "C ..dot",
+    "C .",
+    "S 250 2.0.0 second session",
+    NULL,
+};
+
+/* A recipient a dead session had accepted was not named to the next one, whose yes was then taken
+ * for his as well: his mail was lost. */
+static void what_a_dead_session_accepted_is_asked_again(void **state)
+{
+    (void)state;
+    struct rig first;
+    struct rig second;
+    rig_open(&first);
+    rig_start(&first);
+    rig_run(&first, dies_in_the_middle, false);
+    struct mail *mail = &first.mails[1];
+    assert_verdict(mail, 0, VERDICT_TRANSIENT);
+    assert_verdict(mail, 1, VERDICT_RECIPIENT_PERMANENT);
+    assert_true(mail->transaction.untried);
+    mail->dones = 0;
+    rig_open(&second);
+    rig_start(&second);
+    rig_run(&second, takes_the_rest, false);
+    smtp_client_give(second.client, &mail->transaction);
+    rig_run(&second, takes_the_rest_envelope, false);
+    assert_verdict(mail, 0, VERDICT_DELIVERED);
+    assert_verdict(mail, 1, VERDICT_RECIPIENT_PERMANENT);
+    assert_verdict(mail, 2, VERDICT_DELIVERED);
+    assert_false(mail->transaction.untried);
+    assert_int_equal(mail->starts, 1);
+    rig_close(&second);
+    rig_close(&first);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -656,6 +724,7 @@ int main(void)
         cmocka_unit_test(too_many_at_the_first_recipient_is_transient),
         cmocka_unit_test(a_421_to_the_dot_is_an_answer_and_the_end),
         cmocka_unit_test(a_421_before_content_leaves_it_untried),
+        cmocka_unit_test(what_a_dead_session_accepted_is_asked_again),
         cmocka_unit_test(a_server_may_leave_an_idle_session),
         cmocka_unit_test(a_failed_start_sends_nothing),
         cmocka_unit_test(nonsense_after_the_dot_is_unknown),
