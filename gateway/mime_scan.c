@@ -126,8 +126,64 @@ static void delimiters_count(struct boundary_scan *scan, struct span message)
     }
 }
 
+/* ---- How deep reading will go ---- */
+
+/* GMime's address parser calls itself for each group inside a group ("a:b:c:"), so a list made of
+ * colons would take the whole stack of a thread. No honest list has this many. */
+#define ADDRESS_COLONS_MAX ((size_t)1000)
+
+/* Whether the line begins a field that GMime reads as a list of addresses; so do the headers of
+ * enclosed messages, which stand anywhere. */
+static bool begins_addresses(struct span line)
+{
+    static const char *const names[] = {"From", "Sender", "Reply-To", "To", "Cc", "Bcc"};
+    struct span value = line;
+    struct span name = span_trim(span_cut(&value, ':'));
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (span_ieq(name, span_of(names[i]))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static size_t colons_of(struct span line)
+{
+    size_t count = 0;
+    while (line.len > 0) {
+        size_t at = span_find(line, ':');
+        count += at < line.len ? 1 : 0;
+        size_t done = at < line.len ? at + 1 : at;
+        line = span_make(line.data + done, line.len - done);
+    }
+    return count;
+}
+
+static bool addresses_too_deep(struct span message)
+{
+    size_t colons = 0;
+    bool inside = false;
+    while (message.len > 0) {
+        struct span line = span_cut(&message, '\n');
+        bool folded = line.len > 0 && (line.data[0] == ' ' || line.data[0] == '\t');
+        if (!folded || !inside) {
+            inside = begins_addresses(line);
+            colons = 0;
+        }
+        colons += inside ? colons_of(line) : 0;
+        if (colons > ADDRESS_COLONS_MAX) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int mime_affordable(struct span message, struct err *err)
 {
+    if (addresses_too_deep(message)) {
+        return err_set(err, ERR_LIMIT, "An address field of the message has more than %zu groups.",
+                       ADDRESS_COLONS_MAX);
+    }
     struct boundary_scan *scan = mem_zero(sizeof(*scan));
     boundaries_collect(scan, message);
     delimiters_count(scan, message);

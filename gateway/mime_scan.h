@@ -7,7 +7,8 @@
 
 /* GMime allocates about 1.3 KiB per part and compares every line that begins with "--" with every
  * boundary that is open, while it reads, and cannot be stopped. This counts both beforehand; what
- * it lets through costs at most some MiB and some hundred milliseconds. Errors: ERR_LIMIT, with a
+ * it lets through costs at most some MiB and some hundred milliseconds. It refuses address fields
+ * that would take GMime's recursive parser through the end of the stack. Errors: ERR_LIMIT, with a
  * sentence. */
 MUST_USE int mime_affordable(struct span message, struct err *err);
 

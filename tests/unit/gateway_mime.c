@@ -239,6 +239,12 @@ static void bounds_parts_depth_and_work(void **state)
         {"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n",
          "-- a text with dashes\r\n", 500000, 0},
         {"", "X-H: v\r\n", 2000, ERR_LIMIT},
+        /* Groups inside groups: GMime goes down one call for each. */
+        {"To: ", "a:", 900, 0},
+        {"To: ", "a:", 5000000, ERR_LIMIT},
+        {"Reply-To :\r\n", " a:\r\n", 1000000, ERR_LIMIT},
+        {"Content-Type: message/rfc822\r\n\r\nbcc: ", "a:", 1000000, ERR_LIMIT},
+        {"Subject: x\r\n\r\ntime: ", "a:", 1000000, 0},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         struct buf message;
