@@ -24,6 +24,8 @@ enum {
 #define WAITING_MAX_BYTES ((size_t)192 << 20)
 #define ARGS_MAX_BYTES ((size_t)160 << 20)
 #define REPLY_MAX_BYTES ((size_t)256 << 20)
+/* From here on the output takes the memory of a plain command instead of a copy. */
+#define GIVE_FROM_BYTES ((size_t)32 << 10)
 
 /* Arguments. */
 
@@ -266,17 +268,24 @@ static int write_request(struct redis *redis, struct redis_request *request)
     } else {
         len = snprintf(text, sizeof(text), "*%zu\r\n", request->head.count);
     }
-    const struct span parts[] = {span_make(text, (size_t)len), buf_span(&request->head.bytes),
-                                 buf_span(&request->body.bytes)};
-    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
-        int status = parts[i].len > 0 ? stream_write(redis->stream, parts[i]) : 0;
-        if (status != 0) {
-            /* Perhaps half a command is out: the pipeline cannot go on. */
-            redis_drop(redis, "The output to Redis ran full.");
-            return status;
-        }
+    struct stream *stream = redis->stream;
+    struct buf *head = &request->head.bytes;
+    int status = stream_write(stream, span_make(text, (size_t)len));
+    if (status == 0 && request->script < 0 && buf_len(head) >= GIVE_FROM_BYTES) {
+        redis->waiting_bytes -= buf_len(head);
+        status = stream_give(stream, head);
+        redis->waiting_bytes += buf_len(head); /* nothing, unless it was refused */
+    } else if (status == 0) {
+        status = stream_write(stream, buf_span(head));
     }
-    return 0;
+    if (status == 0) {
+        status = stream_write(stream, buf_span(&request->body.bytes));
+    }
+    if (status != 0) {
+        /* Perhaps half a command is out: the pipeline cannot go on. */
+        redis_drop(redis, "The output to Redis ran full.");
+    }
+    return status;
 }
 
 static int send_request(struct redis *redis, struct redis_request *request)

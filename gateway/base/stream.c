@@ -45,6 +45,12 @@ enum state {
 /* One step of encrypting and of uv_write, so that neither the memory for the second copy nor the
  * time until on_drain grows with the size of a write. */
 #define STEP_BYTES ((size_t)256 * 1024)
+/* Output behind `out`: memory given to the stream, and what was written after it. */
+struct piece {
+    struct piece *next;
+    struct buf bytes;
+};
+
 struct stream {
     struct loop *loop;
     const struct stream_ops *ops;
@@ -68,9 +74,11 @@ struct stream {
     struct loop_timer deadline; /* the user's */
     struct loop_timer guard;    /* ours: connecting, handshake, closing */
     struct buf in;
-    struct buf plain_tail; /* written before stream_start_tls, not yet in flight */
-    struct buf out;        /* what the user wrote */
-    struct buf flight;     /* what goes to the socket as it is */
+    struct buf plain_tail;                  /* written before stream_start_tls, not yet in flight */
+    struct buf out;                         /* what the user wrote: the first of it, */
+    struct piece *first_piece, *last_piece; /* and the rest */
+    size_t piece_bytes;
+    struct buf flight; /* what goes to the socket as it is */
     uv_write_t write;
     size_t write_bytes; /* of `flight`, given to libuv */
     int64_t last_read_ms;
@@ -93,6 +101,7 @@ struct stream {
     char peer_address[INET6_ADDRSTRLEN];
 };
 
+static void drop_pieces(struct stream *s);
 static void run_events(void *ctx);
 static void flush(void *ctx);
 static void on_guard(void *ctx);
@@ -153,6 +162,7 @@ static void on_closed(uv_handle_t *handle)
     buf_release(&s->in);
     buf_release(&s->plain_tail);
     buf_release(&s->out);
+    drop_pieces(s);
     buf_release(&s->flight);
     mem_free(s->why);
     mem_free(s);
@@ -192,6 +202,7 @@ static void tls_failed(struct stream *s, int status, const char *why)
     record(s, status, "%s", why);
     s->tls_broken = true;
     buf_release(&s->out);
+    drop_pieces(s);
     if (s->state < FLUSHING) {
         begin_flushing(s);
     }
@@ -206,6 +217,29 @@ static void evict(struct loop_guest *guest)
 
 /* ---- Output ---- */
 
+/* The first piece takes the place of `out`, which is empty and without memory. */
+static void piece_shift(struct stream *s)
+{
+    struct piece *piece = s->first_piece;
+    if (piece == NULL) {
+        return;
+    }
+    ASSERT(s->out.data == NULL);
+    s->first_piece = piece->next;
+    s->last_piece = piece->next != NULL ? s->last_piece : NULL;
+    s->piece_bytes -= buf_len(&piece->bytes);
+    s->out = piece->bytes;
+    mem_free(piece);
+}
+
+static void drop_pieces(struct stream *s)
+{
+    while (s->first_piece != NULL) {
+        piece_shift(s);
+        buf_release(&s->out);
+    }
+}
+
 /* Lets bytes into the empty `flight`; `flight` stays empty when there are none. */
 static int refill(struct stream *s)
 {
@@ -219,6 +253,7 @@ static int refill(struct stream *s)
         struct buf empty = s->flight;
         s->flight = s->out;
         s->out = empty;
+        piece_shift(s);
         return ERR_OK;
     }
     bool may_encrypt = s->state != SECURING && !s->tls_broken;
@@ -234,10 +269,12 @@ static int refill(struct stream *s)
     }
     if (buf_len(&s->out) == 0) {
         buf_release(&s->out);
-        if (s->state == FLUSHING && may_encrypt && !s->shut_tls) {
-            s->shut_tls = true;
-            tls_engine_shutdown(s->tls);
-        }
+        piece_shift(s);
+    }
+    bool all = buf_len(&s->out) == 0;
+    if (all && s->state == FLUSHING && may_encrypt && !s->shut_tls) {
+        s->shut_tls = true;
+        tls_engine_shutdown(s->tls);
     }
     return tls_engine_drain(s->tls, &s->flight);
 }
@@ -348,41 +385,69 @@ static void flush(void *ctx)
     }
 }
 
-int stream_write(struct stream *s, struct span bytes)
+static int may_write(const struct stream *s, size_t more)
 {
     if (s->state >= FLUSHING) {
         return ERR_CLOSED;
     }
-    if (bytes.len == 0) {
-        return ERR_OK;
-    }
     size_t pending = stream_pending_bytes(s);
-    if (pending > s->limits.max_pending_bytes ||
-        bytes.len > s->limits.max_pending_bytes - pending) {
-        return ERR_LIMIT;
-    }
-    /* Replies come in small pieces; the first piece makes room for those that follow. */
-    if (s->out.data == NULL && bytes.len < OUT_FIRST_BYTES) {
-        char *room = NULL;
-        int rc = buf_reserve(&s->out, OUT_FIRST_BYTES, &room);
-        if (rc != ERR_OK) {
-            return rc;
-        }
-    }
-    int rc = buf_append(&s->out, bytes);
-    if (rc != ERR_OK) {
-        return rc;
-    }
-    if (pending + bytes.len > s->limits.high_water_bytes) {
+    bool fits = pending <= s->limits.max_pending_bytes &&
+                more <= s->limits.max_pending_bytes - pending;
+    return fits ? ERR_OK : ERR_LIMIT;
+}
+
+static void written(struct stream *s)
+{
+    if (stream_pending_bytes(s) > s->limits.high_water_bytes) {
         s->above = true;
     }
     schedule_flush(s);
+}
+
+int stream_give(struct stream *s, struct buf *bytes)
+{
+    int rc = may_write(s, buf_len(bytes));
+    if (rc != ERR_OK || buf_len(bytes) == 0) {
+        return rc;
+    }
+    struct piece *piece = mem_zero(sizeof(*piece));
+    piece->bytes = *bytes;
+    piece->bytes.max = s->out.max;
+    s->piece_bytes += buf_len(bytes);
+    buf_init(bytes, bytes->max);
+    *(s->last_piece != NULL ? &s->last_piece->next : &s->first_piece) = piece;
+    s->last_piece = piece;
+    if (buf_len(&s->out) == 0) {
+        buf_release(&s->out);
+        piece_shift(s);
+    }
+    written(s);
     return ERR_OK;
+}
+
+int stream_write(struct stream *s, struct span bytes)
+{
+    int rc = may_write(s, bytes.len);
+    if (rc != ERR_OK || bytes.len == 0) {
+        return rc;
+    }
+    struct buf *last = s->last_piece != NULL ? &s->last_piece->bytes : &s->out;
+    /* Replies come in small pieces; the first piece makes room for those that follow. */
+    if (last->data == NULL && bytes.len < OUT_FIRST_BYTES) {
+        char *room = NULL;
+        rc = buf_reserve(last, OUT_FIRST_BYTES, &room);
+    }
+    rc = rc == ERR_OK ? buf_append(last, bytes) : rc;
+    if (rc == ERR_OK) {
+        s->piece_bytes += s->last_piece != NULL ? bytes.len : 0;
+        written(s);
+    }
+    return rc;
 }
 
 size_t stream_pending_bytes(const struct stream *s)
 {
-    return buf_len(&s->plain_tail) + buf_len(&s->out) + buf_len(&s->flight);
+    return buf_len(&s->plain_tail) + buf_len(&s->out) + s->piece_bytes + buf_len(&s->flight);
 }
 
 bool stream_above_high_water(const struct stream *s)
@@ -635,6 +700,7 @@ int stream_start_tls(struct stream *s, struct tls_context *tls, const char *host
     if (rc != ERR_OK) {
         return rc;
     }
+    ASSERT(s->first_piece == NULL);
     /* What was written so far goes out as it is; `plain_tail` is free, since only this fills it. */
     struct buf empty = s->plain_tail;
     s->plain_tail = s->out;

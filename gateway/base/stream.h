@@ -82,6 +82,9 @@ void stream_set_user(struct stream *stream, const struct stream_ops *ops, void *
 
 /* Appends to the output. Errors: ERR_LIMIT (max_pending_bytes), ERR_NOMEM, ERR_CLOSED (closing). */
 MUST_USE int stream_write(struct stream *stream, struct span bytes);
+/* The same without a copy: the stream takes the memory of `bytes`, and leaves it empty. For large
+ * pieces; on an error `bytes` stays as it is. Not before stream_start_tls() on the same stream. */
+MUST_USE int stream_give(struct stream *stream, struct buf *bytes);
 size_t stream_pending_bytes(const struct stream *stream);
 /* From passing high water until on_drain is due. */
 bool stream_above_high_water(const struct stream *stream);

@@ -439,6 +439,69 @@ static void test_back_pressure(void **state)
     check_back_pressure(true);
 }
 
+/* The pattern from `from` on, in memory the stream is given. */
+static void give_pattern(struct side *side, size_t from, size_t count)
+{
+    struct buf bytes;
+    char *room = NULL;
+    buf_init(&bytes, count);
+    assert_int_equal(buf_reserve(&bytes, count, &room), ERR_OK);
+    for (size_t i = 0; i < count; i++) {
+        room[i] = pattern_at(from + i);
+    }
+    buf_commit(&bytes, count);
+    side->busy = true;
+    assert_int_equal(stream_give(side->stream, &bytes), ERR_OK);
+    side->busy = false;
+    assert_null(bytes.data);
+    assert_int_equal(bytes.max, count);
+}
+
+static void check_give(bool tls)
+{
+    struct world world;
+    world_init(&world);
+    if (tls) {
+        make_tls(&world.server_tls, &world.client_tls, certs.ca, true);
+    }
+    world.client_limits = (struct stream_limits){.max_pending_bytes = 3000000};
+    world_connect(&world);
+    stream_pause(world.server.stream);
+    /* Written and given bytes keep their order, whichever comes first. */
+    give_pattern(&world.client, 0, 400000);
+    write_pattern(&world.client, 400000, 10);
+    give_pattern(&world.client, 400010, 100000);
+    give_pattern(&world.client, 500010, 1500000);
+    write_pattern(&world.client, 2000010, 600000);
+    write_pattern(&world.client, 2600010, 5);
+    assert_int_equal(stream_pending_bytes(world.client.stream), 2600015);
+    struct buf more;
+    buf_init(&more, 500000);
+    char *room = NULL;
+    assert_int_equal(buf_reserve(&more, 500000, &room), ERR_OK);
+    memset(room, 0, 500000);
+    buf_commit(&more, 500000);
+    assert_int_equal(stream_give(world.client.stream, &more), ERR_LIMIT);
+    assert_int_equal(buf_len(&more), 500000);
+    buf_release(&more);
+    stream_resume(world.server.stream);
+    RUN_UNTIL(&world, buf_len(&world.server.got) >= 2600015);
+    check_pattern(&world.server, 2600015);
+    assert_int_equal(stream_pending_bytes(world.client.stream), 0);
+    /* What never leaves is freed with the stream. */
+    give_pattern(&world.client, 0, 400000);
+    give_pattern(&world.client, 0, 400000);
+    stream_abort(world.client.stream);
+    world_free(&world);
+}
+
+static void test_give(void **state)
+{
+    (void)state;
+    check_give(false);
+    check_give(true);
+}
+
 static void check_unread(bool tls)
 {
     struct world world;
@@ -796,35 +859,21 @@ int main(void)
 {
     (void)alarm(100); /* the watchdog: an event that never comes ends the program */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_echo_plain),
-        cmocka_unit_test(test_echo_tls),
-        cmocka_unit_test(test_echo_ipv6),
-        cmocka_unit_test(test_echo_unix),
-        cmocka_unit_test(test_connect_by_name),
-        cmocka_unit_test(test_write_early),
-        cmocka_unit_test(test_connect_refused),
-        cmocka_unit_test(test_connect_invalid),
-        cmocka_unit_test(test_connect_timeout),
-        cmocka_unit_test(test_tls_refused),
-        cmocka_unit_test(test_tls_unverified),
-        cmocka_unit_test(test_tls_garbage),
-        cmocka_unit_test(test_starttls),
-        cmocka_unit_test(test_starttls_flushes_first),
-        cmocka_unit_test(test_deadline),
-        cmocka_unit_test(test_deadline_closes),
-        cmocka_unit_test(test_back_pressure),
-        cmocka_unit_test(test_unread_limit),
-        cmocka_unit_test(test_pause),
-        cmocka_unit_test(test_close_flushes),
-        cmocka_unit_test(test_abort),
-        cmocka_unit_test(test_abort_early),
-        cmocka_unit_test(test_close_in_callbacks),
-        cmocka_unit_test(test_close_at_accept),
-        cmocka_unit_test(test_close_lingers),
-        cmocka_unit_test(test_half_close),
-        cmocka_unit_test(test_set_user),
-        cmocka_unit_test(test_loop_free),
-        cmocka_unit_test(test_writes_coalesce),
+        cmocka_unit_test(test_echo_plain),      cmocka_unit_test(test_echo_tls),
+        cmocka_unit_test(test_echo_ipv6),       cmocka_unit_test(test_echo_unix),
+        cmocka_unit_test(test_connect_by_name), cmocka_unit_test(test_write_early),
+        cmocka_unit_test(test_connect_refused), cmocka_unit_test(test_connect_invalid),
+        cmocka_unit_test(test_connect_timeout), cmocka_unit_test(test_tls_refused),
+        cmocka_unit_test(test_tls_unverified),  cmocka_unit_test(test_tls_garbage),
+        cmocka_unit_test(test_starttls),        cmocka_unit_test(test_starttls_flushes_first),
+        cmocka_unit_test(test_deadline),        cmocka_unit_test(test_deadline_closes),
+        cmocka_unit_test(test_back_pressure),   cmocka_unit_test(test_give),
+        cmocka_unit_test(test_unread_limit),    cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_close_flushes),   cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_abort_early),     cmocka_unit_test(test_close_in_callbacks),
+        cmocka_unit_test(test_close_at_accept), cmocka_unit_test(test_close_lingers),
+        cmocka_unit_test(test_half_close),      cmocka_unit_test(test_set_user),
+        cmocka_unit_test(test_loop_free),       cmocka_unit_test(test_writes_coalesce),
     };
     return cmocka_run_group_tests(tests, make_certs, remove_certs);
 }
