@@ -301,7 +301,13 @@ static void on_asked(struct http_request *request, const struct http_result *res
     job->rest.requesting = false;
     if (result->outcome == HTTP_ANSWERED && result->status == 200) {
         answer_of_operation(result->body, &answer);
-        judge(job, &answer);
+        if (answer.verdict == VERDICT_MESSAGE_PERMANENT) {
+            /* It may have failed for its recipients; the other ranges are other operations. */
+            rest_answer_range(&job->rest, &answer);
+            job_next(job);
+        } else {
+            judge(job, &answer);
+        }
         return;
     }
     if (result->outcome == HTTP_ANSWERED && result->status == 404 && !job->rest.backend->stopping) {

@@ -513,6 +513,28 @@ static void fifty_hidden_recipients_leave_room_for_the_neutral_to(void **state)
     fixture_release(&f);
 }
 
+/* The operation of the first half failed, for reasons of its own; nobody has sent the second. */
+static void a_failed_operation_fails_its_own_recipients(void **state)
+{
+    (void)state;
+    static const struct step steps[] = {
+        {.status = 200, .body = "{\"status\":\"Failed\",\"error\":{\"code\":\"EmailDropped\"}}"},
+        {.status = 404},
+        {.status = 202}};
+    struct fixture f;
+    struct sent sent;
+    setup(&f, steps, 3);
+    sent_prepare(&sent, 50, SPAN_LIT("hidden"));
+    sent.delivery.maybe_sent = true;
+    sent_run(&f, &sent);
+    assert_int_equal(f.request_count, 3);
+    for (size_t i = 0; i < 50; i++) {
+        assert_int_equal(sent.answers[i].verdict,
+                         i < 25 ? VERDICT_MESSAGE_PERMANENT : VERDICT_DELIVERED);
+    }
+    fixture_release(&f);
+}
+
 static void refuses_before_sending(void **state)
 {
     (void)state;
@@ -594,6 +616,7 @@ int main(void)
         cmocka_unit_test(a_400_to_a_repeated_name_is_checked),
         cmocka_unit_test(one_bad_recipient_is_found),
         cmocka_unit_test(fifty_hidden_recipients_leave_room_for_the_neutral_to),
+        cmocka_unit_test(a_failed_operation_fails_its_own_recipients),
         cmocka_unit_test(refuses_before_sending),
         cmocka_unit_test(close_waits_for_its_grace_only),
         cmocka_unit_test(bad_settings_are_named),
