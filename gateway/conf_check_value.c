@@ -263,8 +263,15 @@ static bool network_valid(const char *text)
 
 static void check_network(struct conf_loader *loader, struct conf_node *node, const char *path)
 {
+    struct policy_network network;
+    struct err why;
     if (!network_valid(node->text)) {
         type_mistake(loader, node, path);
+    } else if (policy_network_parse(node->text, &network, &why) != ERR_OK) {
+        node->is_bad = true;
+        conf_mistake(loader, node, path,
+                     "the first address of the network, or a single address without the prefix",
+                     "\"%s\" has address bits beyond its prefix", node->text);
     }
 }
 
@@ -444,10 +451,10 @@ int conf_read_all(int fd, struct buf *out)
     }
 }
 
-/* One line end after the secret is the editor's, not the secret's. */
-static struct span without_line_end(struct span text)
+/* Line ends after the secret are the editor's, not the secret's; htpasswd leaves two. */
+static struct span without_line_ends(struct span text)
 {
-    if (span_ends(text, SPAN_LIT("\n"))) {
+    while (span_ends(text, SPAN_LIT("\n"))) {
         text.len--;
         text.len -= span_ends(text, SPAN_LIT("\r")) ? 1 : 0;
     }
@@ -473,7 +480,7 @@ void check_twin_file(struct conf_loader *loader, struct conf_node *twin, const c
     buf_init_secret(&bytes, CONF_SECRET_FILE_MAX);
     int status = conf_read_all(fd, &bytes);
     (void)close(fd);
-    struct span secret = without_line_end(buf_span(&bytes));
+    struct span secret = without_line_ends(buf_span(&bytes));
     if (status != ERR_OK || secret.len == 0 || memchr(secret.data, '\0', secret.len) != NULL) {
         conf_mistake(loader, twin, path, "a file with the secret alone, below 64 KiB",
                      "%s cannot be used", twin->text);

@@ -486,7 +486,11 @@ static void secrets_come_from_files(void **state)
     static const struct {
         const char *content;
         const char *secret;
-    } good[] = {{"plain", "plain"}, {"line\n", "line"}, {"dos\r\n", "dos"}, {" kept ", " kept "}};
+    } good[] = {{"plain", "plain"},
+                {"line\n", "line"},
+                {"dos\r\n", "dos"},
+                {"htpasswd\n\n", "htpasswd"},
+                {" kept ", " kept "}};
     for (size_t i = 0; i < LENGTH(good); i++) {
         write_file(rig, "other", good[i].content);
         load_good(rig, with_password);
