@@ -67,8 +67,8 @@ void *mem_zero(size_t size);
 void *mem_try(size_t size) MUST_USE;
 void *mem_realloc_try(void *old, size_t size) MUST_USE;
 void mem_free(void *memory);
-/* Once, at the start of a process that runs long: makes large blocks go back to the system when
- * they are freed, and grow without being copied, instead of leaving holes in the heap. */
+/* Once, at the start of a process that runs long: makes what large messages needed go back to the
+ * system, instead of leaving holes in the heap. */
 void mem_setup(void);
 /* NUL-terminated copy; aborts without memory. */
 char *mem_dup(struct span s);
