@@ -1,7 +1,7 @@
 -- Leases ready batches for several wants at once.
 --
 -- KEYS: shard tag. ARGV: lease_ms, token, most body bytes to hand out, number of wants; then per want
---   pair, backend, most batches.
+--   pair, backend, most batches (negative: of expired messages only).
 -- Reply: {closed_until_ms per want}, {entry, stored batch, ...}, {id, stored message, body, ...}. A large body is ''
 --   here and fetched by GET: it would be copied six times on its way through a script.
 --
@@ -72,6 +72,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local closed = {}
 for i = 1, wants do
     local pair, max = ARGV[2 + 3 * i], tonumber(ARGV[4 + 3 * i])
+    local expired_only = max < 0
+    max = math.abs(max)
     local gate = tonumber(gates[2 * i - 1] or 0)
     closed[i] = gate > now and gate or 0
     if gates[2 * i] then
@@ -82,7 +84,7 @@ for i = 1, wants do
             redis.call('HDEL', tag .. ':g', '!' .. pair)
         end
     end
-    if closed[i] == 0 then
+    if closed[i] == 0 and not expired_only then
         rotate(pair, max)
     end
 end

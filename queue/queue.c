@@ -16,6 +16,7 @@ enum {
     SWEEP_AGAIN_MS = 20, /* when a run found more than it may do at once */
     SWEEP_LOCK_MS = 900,
     SWEEP_MOST = 500,
+    SWEEP_LEASES_AFTER_MS = 5000,
     CLOSE_CLAIMS_MS = 4000,
     PAIRS_MAX = 1024,
 };
@@ -181,6 +182,7 @@ static void sweep(void *ctx)
         redis_args_number(&head, SWEEP_LOCK_MS);
         redis_args_number(&head, queue->conf->retention_ms);
         redis_args_number(&head, SWEEP_MOST);
+        redis_args_text(&head, loop_now_ms(queue->loop) >= queue->sweep_leases_ms ? "1" : "");
         if (redis_eval(queue->redis, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
             break;
         }
@@ -215,6 +217,11 @@ static void on_redis_state(void *ctx, bool up, const char *why)
          * again. */
         queue_flush_later(queue);
         loop_timer_start(queue->loop, &queue->heartbeat_timer, 0, heartbeat, queue);
+        /* When Redis was away for longer than a lease, all leases are over, though their holders
+         * may be sending: they get the time to come back and say so. */
+        int64_t grace_ms = queue->conf->lease_ms < SWEEP_LEASES_AFTER_MS ? queue->conf->lease_ms
+                                                                         : SWEEP_LEASES_AFTER_MS;
+        queue->sweep_leases_ms = loop_now_ms(queue->loop) + grace_ms;
         loop_timer_start(queue->loop, &queue->sweep_timer, 0, sweep, queue);
     } else {
         loop_timer_stop(&queue->heartbeat_timer);
@@ -342,13 +349,13 @@ void queue_close_step(struct queue *queue)
 
 static void release_unstarted(struct queue *queue)
 {
-    struct queue_lease *lease = queue->leases.next;
+    struct queue_lease *lease = queue->leases.prev;
     while (lease != &queue->leases) {
-        struct queue_lease *next = lease->next;
+        struct queue_lease *before = lease->prev;
         if (!lease->started) {
             queue_release(queue, lease);
         }
-        lease = next;
+        lease = before;
     }
 }
 

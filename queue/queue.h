@@ -111,7 +111,7 @@ struct queue_lease {
     struct message message; /* all fields, body included; batches is NULL */
     struct batch batch;
     char token[24];       /* fencing token, text */
-    int64_t lease_end_ms; /* monotonic loop time, moved by the heartbeat */
+    int64_t lease_end_ms; /* monotonic loop time, moved by the heartbeat; INT64_MIN: lost */
     uint32_t epoch;       /* how often this batch was claimed, this time included */
     bool was_started;     /* an earlier claim ended in STARTED: its outcome is unknown */
     bool started;         /* queue_start() was called for this claim */
@@ -128,7 +128,9 @@ struct queue_want {
     const char *lane;
     const char *backend;
     uint32_t max_batches;
+    bool expired_only; /* only batches whose message is past expires_ms: nothing can be sent now */
 };
+#define QUEUE_WANTS_MAX 128
 /* `leases`: `count` leases the callback now owns (the array itself is lent). `closed_until_ms`
  * (wall, 0: open) belongs to want i: the backend's gate, see queue_gate_close(). */
 typedef void (*queue_claim_cb)(void *ctx, int status, struct queue_lease **leases, size_t count,
@@ -138,13 +140,14 @@ typedef void (*queue_claim_cb)(void *ctx, int status, struct queue_lease **lease
  * client; nothing for a want whose gate is closed, except batches whose message is past expires_ms
  * (to be settled as expired). The handle extends the leases of all its claims by heartbeat until
  * they are settled or released. Fewer come than wanted when their bodies are large: about 8 MiB at
- * a time. Up to 64 wants. Errors: ERR_UNAVAILABLE, ERR_CLOSED. */
+ * a time. Up to QUEUE_WANTS_MAX wants. Errors: ERR_UNAVAILABLE, ERR_CLOSED. */
 MUST_USE int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want_count,
                          queue_claim_cb cb, void *ctx);
 
 /* Marks the batch STARTED: call before the first byte after which the service could accept it. The
  * command is on the wire to Redis before bytes written to a stream in the same turn are; the reply
- * is not waited for. When Redis is away: ERR_UNAVAILABLE, and the caller must not send. */
+ * is not waited for. Errors, after which the caller must not send: ERR_UNAVAILABLE (Redis is away),
+ * ERR_STALE (the lease is over or lost: the batch may be somebody else's by now). */
 MUST_USE int queue_start(struct queue *queue, struct queue_lease *lease);
 
 /* What becomes of a claimed batch. Recipients whose state in lease->batch is no longer
@@ -169,7 +172,8 @@ typedef void (*queue_settle_cb)(void *ctx, int status);
  * (bounded; then ERR_UNAVAILABLE). Errors: ERR_CLOSED. */
 MUST_USE int queue_settle(struct queue *queue, struct queue_lease *lease,
                           const struct queue_settlement *settlement, queue_settle_cb cb, void *ctx);
-/* Gives a claim back that was not started: READY again, no attempt used. Frees nothing. */
+/* Gives a claim back that was not started: READY again, in front, no attempt used. Frees nothing.
+ * Several keep their order when the last one is given back first. */
 void queue_release(struct queue *queue, struct queue_lease *lease);
 
 /* Closes a gate (a backend, or "backend/account") for all replicas until `until_ms` (wall); claims

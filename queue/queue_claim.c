@@ -5,7 +5,6 @@
 #include <stdio.h>
 
 enum {
-    WANTS_MAX = 64,
     BATCHES_MAX = 1000, /* per call to Redis: Lua's unpack takes some thousands */
 };
 /* What one claim brings, all shards together; the last body may pass it. */
@@ -18,6 +17,7 @@ struct claim_want {
     char pair[QUEUE_NAMES_MAX + 2];
     struct span backend; /* in `pair` */
     uint32_t left;
+    bool expired_only;
     int64_t closed_until_ms;
 };
 
@@ -31,7 +31,7 @@ struct claim {
     struct queue *queue;
     queue_claim_cb cb;
     void *ctx;
-    struct claim_want wants[WANTS_MAX];
+    struct claim_want wants[QUEUE_WANTS_MAX];
     size_t want_count;
     uint32_t shard;       /* being asked */
     uint32_t shards_left; /* after this one */
@@ -66,7 +66,7 @@ void queue_body_unref(struct queue_body **body)
 static void claim_finish(struct claim *claim, int status)
 {
     struct queue *queue = claim->queue;
-    int64_t closed[WANTS_MAX];
+    int64_t closed[QUEUE_WANTS_MAX];
     for (size_t i = 0; i < claim->want_count; i++) {
         closed[i] = claim->wants[i].closed_until_ms;
     }
@@ -80,11 +80,11 @@ static void claim_finish(struct claim *claim, int status)
     claim->lease_count = kept;
     if (queue->closing) {
         /* Nobody is told any more: what was claimed goes back. */
-        for (size_t i = 0; i < claim->lease_count; i++) {
-            queue_release(queue, claim->leases[i]);
-            queue_lease_free(&claim->leases[i]);
+        while (claim->lease_count > 0) {
+            claim->lease_count--;
+            queue_release(queue, claim->leases[claim->lease_count]);
+            queue_lease_free(&claim->leases[claim->lease_count]);
         }
-        claim->lease_count = 0;
         status = ERR_CLOSED;
     } else if (claim->lease_count > 0) {
         status = 0; /* a later shard's failure does not take away what there is */
@@ -154,7 +154,9 @@ static void fetch_body(struct claim *claim, struct span entry, struct fetch **la
 {
     size_t index = claim->lease_count - 1;
     struct span id = claim->leases[index]->message.id;
-    if (*last != NULL && span_eq(claim->leases[(*last)->first]->message.id, id)) {
+    /* Only neighbours: a batch of another message may stand between two of this one. */
+    if (*last != NULL && (*last)->first + (*last)->count == index &&
+        span_eq(claim->leases[(*last)->first]->message.id, id)) {
         (*last)->count++;
         return;
     }
@@ -373,7 +375,7 @@ static int ask(struct claim *claim)
         room -= most;
         redis_args_text(&wants, claim->wants[i].pair);
         redis_args_add(&wants, claim->wants[i].backend);
-        redis_args_number(&wants, most);
+        redis_args_number(&wants, claim->wants[i].expired_only ? -(int64_t)most : most);
     }
     return redis_eval(queue->redis, SCRIPT_CLAIM, 1, &head, &wants, on_claimed, claim);
 }
@@ -407,7 +409,7 @@ static void ask_next(struct claim *claim)
 int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want_count,
                 queue_claim_cb cb, void *ctx)
 {
-    ASSERT(want_count > 0 && want_count <= WANTS_MAX);
+    ASSERT(want_count > 0 && want_count <= QUEUE_WANTS_MAX);
     if (queue->closing || !queue_is_up(queue)) {
         return queue->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
     }
@@ -424,6 +426,7 @@ int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want
         status = queue_pair_name(lane, span_of(wants[i].backend), want->pair);
         want->backend = span_of(want->pair + lane.len + 1);
         want->left = wants[i].max_batches;
+        want->expired_only = wants[i].expired_only;
     }
     claim->shard = queue->claim_shard++ % queue->conf->shards;
     claim->shards_left = queue->conf->shards - 1;

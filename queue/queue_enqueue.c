@@ -42,7 +42,8 @@ struct enqueue_group {
     struct redis_args messages;
     struct enqueue_waiter waiters[GROUP_MESSAGES_MAX];
     size_t count;
-    bool waits;   /* finished by the wait, not by the script's answer */
+    bool waits; /* finished by the wait, not by the script's answer */
+    bool answered;
     bool running; /* counted in queue->enqueues_running */
 };
 
@@ -121,6 +122,7 @@ static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *
 static void on_stored(void *ctx, int status, const struct redis_value *value)
 {
     struct enqueue_group *group = ctx;
+    group->answered = true;
     if (status == ERR_PROTO) {
         status = ERR_UNAVAILABLE; /* the script failed before it wrote: its reads come first */
     }
@@ -151,7 +153,14 @@ static void on_waited(void *ctx, int status, const struct redis_value *value)
             waiter->status = waiter->status == 0 ? ERR_TIMEOUT : waiter->status;
             waiter->replayed = false;
         }
-        finish_group(group);
+        if (group->answered) {
+            finish_group(group);
+        } else {
+            /* The script had to be loaded again and runs behind the wait, which says nothing about
+             * it: its answer finishes the group, and nobody hears yes. */
+            fail_group(group, ERR_TIMEOUT);
+            group->waits = false;
+        }
     }
     mem_free(wait);
 }
@@ -223,9 +232,10 @@ static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end
     }
     wait->queue = queue;
     if (send_wait(queue, wait) != 0) {
-        /* The connection broke just now: the scripts' answers will say so, and nothing else
-         * finishes the groups. */
+        /* The connection broke just now, or its output is full: the scripts' answers finish the
+         * groups, but nothing vouches for what they stored. */
         for (struct enqueue_group *group = wait->groups; group != NULL; group = group->next) {
+            fail_group(group, ERR_TIMEOUT);
             group->waits = false;
         }
         mem_free(wait);

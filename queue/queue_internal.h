@@ -71,6 +71,7 @@ struct queue {
     struct loop_task hint_task;
     struct loop_timer heartbeat_timer;
     struct loop_timer sweep_timer;
+    int64_t sweep_leases_ms; /* loop time from which on ended leases are swept */
     struct loop_timer settle_timer;
     struct loop_timer close_timer;
     struct queue_lease leases; /* sentinel of the ring of leases kept alive */

@@ -88,6 +88,11 @@ int queue_start(struct queue *queue, struct queue_lease *lease)
     if (!queue_is_up(queue)) {
         return ERR_UNAVAILABLE;
     }
+    /* Redis may have been away for longer than the lease: then the batch has been given to others,
+     * and nobody waits for the answer that would say so. */
+    if (loop_now_ms(queue->loop) >= lease->lease_end_ms) {
+        return ERR_STALE;
+    }
     char entry[QUEUE_ENTRY_MAX];
     lease_entry(lease, entry);
     uint32_t shard = queue_shard_of_id(queue, lease->message.id);
@@ -141,9 +146,8 @@ static void on_heartbeat(void *ctx, int status, const struct redis_value *value)
         if (found == beat->count) {
             continue; /* claimed since, or of another shard */
         }
-        if (redis_integer(redis_item(value, found)) == 1) {
-            lease->lease_end_ms = beat->lease_end_ms;
-        }
+        bool kept = redis_integer(redis_item(value, found)) == 1;
+        lease->lease_end_ms = kept ? beat->lease_end_ms : INT64_MIN;
         at = found + 1;
     }
     mem_free(beat);

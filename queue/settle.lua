@@ -38,7 +38,14 @@ end
 local function write(i, entry)
     local what = ARGV[i + 2]
     if what == 'B' then
-        to_front(entry, ARGV[i + 4], ARGV[i + 5])
+        local pair = ARGV[i + 4]
+        if redis.call('GETRANGE', tag .. ':q:' .. entry, 0, 0) == 'E' then
+            redis.call('RPUSH', tag .. ':y:' .. pair, entry)
+            redis.call('HSET', tag .. ':g', '!' .. pair, '1')
+            woke = true
+        else
+            to_front(entry, pair, ARGV[i + 5])
+        end
         return
     end
     if what == 'U' then

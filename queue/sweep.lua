@@ -1,6 +1,6 @@
 -- Moves what time has moved: due retries, ended leases, expired messages, history past retention.
 --
--- KEYS: shard tag. ARGV: lock owner, lock_ms, retention_ms, most items per step.
+-- KEYS: shard tag. ARGV: lock owner, lock_ms, retention_ms, most items per step, '1' to end leases.
 -- Reply: {ended leases, ended leases that were started, due batches, expired messages, removed messages,
 --   batches whose record is missing, '1' when more is waiting}; nil when another handle holds the lock.
 local tag = KEYS[1]
@@ -30,8 +30,18 @@ local function push(command, entry, pair, client)
     woke = true
 end
 
+-- What nobody may send any more: served first, and through closed gates.
+local function push_expired(entry, pair)
+    redis.call('RPUSH', tag .. ':y:' .. pair, entry)
+    redis.call('HSET', tag .. ':g', '!' .. pair, '1')
+    woke = true
+end
+
 -- Ended leases: READY again, at the front.
-local ended = redis.call('ZRANGEBYSCORE', tag .. ':l', '-inf', now, 'LIMIT', 0, most)
+local ended = {}
+if ARGV[5] == '1' then
+    ended = redis.call('ZRANGEBYSCORE', tag .. ':l', '-inf', now, 'LIMIT', 0, most)
+end
 local started = 0
 for i = #ended, 1, -1 do
     local entry = ended[i]
@@ -47,7 +57,11 @@ for i = #ended, 1, -1 do
             redis.call('SETRANGE', tag .. ':q:' .. entry, 1, '1')
         end
         redis.call('SETRANGE', tag .. ':q:' .. entry, 2, string.format('%06d', (epoch + 1) % 1000000))
-        push('LPUSH', entry, pair, client)
+        if state == 'E' then
+            push_expired(entry, pair)
+        else
+            push('LPUSH', entry, pair, client)
+        end
     end
 end
 if #ended > 0 then
@@ -89,9 +103,7 @@ local function expire(id)
                 redis.call('ZREM', tag .. ':d:' .. pair, entry)
             end
             redis.call('SETRANGE', tag .. ':q:' .. entry, 0, 'E')
-            redis.call('RPUSH', tag .. ':y:' .. pair, entry)
-            redis.call('HSET', tag .. ':g', '!' .. pair, '1')
-            woke = true
+            push_expired(entry, pair)
         end
     end
     return count
