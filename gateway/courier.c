@@ -60,6 +60,7 @@ struct flight {
     struct span recipients[BATCH_RECIPIENTS_MAX];
     size_t map[BATCH_RECIPIENTS_MAX];
     int64_t begun_us;
+    uint32_t attempt; /* from 1 */
 };
 
 struct courier {
@@ -229,25 +230,24 @@ static void report_attempt(const struct flight *flight, const struct settle_resu
                          span_of(worst->text));
     }
     bool delayed = result->settlement.next == QUEUE_NEXT_DELAY;
-    events_attempt(
-        flight->courier->events,
-        &(struct event_attempt){
-            .id = lease->message.id,
-            .batch = lease->batch.number,
-            .lane = lease->batch.lane,
-            .backend = backend,
-            .account = account,
-            .verdict = result->mixed ? "mixed" : verdict_name(worst->verdict),
-            .recipients = flight->delivery.recipient_count,
-            .delivered = result->delivered,
-            .failed = result->failed,
-            .deferred = result->deferred,
-            .attempt = lease->batch.attempts + (worst->verdict == VERDICT_DELIVERED ? 1 : 0),
-            .reply = span_of(worst->text),
-            .remedy = worst->remedy,
-            .duration_us = clock_mono_us() - flight->begun_us,
-            .next_attempt_ms = delayed ? result->settlement.due_ms : 0,
-        });
+    events_attempt(flight->courier->events,
+                   &(struct event_attempt){
+                       .id = lease->message.id,
+                       .batch = lease->batch.number,
+                       .lane = lease->batch.lane,
+                       .backend = backend,
+                       .account = account,
+                       .verdict = result->mixed ? "mixed" : verdict_name(worst->verdict),
+                       .recipients = flight->delivery.recipient_count,
+                       .delivered = result->delivered,
+                       .failed = result->failed,
+                       .deferred = result->deferred,
+                       .attempt = flight->attempt,
+                       .reply = span_of(worst->text),
+                       .remedy = worst->remedy,
+                       .duration_us = clock_mono_us() - flight->begun_us,
+                       .next_attempt_ms = delayed ? result->settlement.due_ms : 0,
+                   });
 }
 
 static void on_flight_done(struct delivery *delivery, const struct answer *answers,
@@ -290,6 +290,7 @@ static struct flight *flight_new(struct station *station, size_t lane, struct qu
     flight->lane = lane;
     flight->lease = lease;
     flight->begun_us = clock_mono_us();
+    flight->attempt = lease->batch.attempts + 1;
     struct delivery *delivery = &flight->delivery;
     *delivery = (struct delivery){
         .message_id = lease->message.id,

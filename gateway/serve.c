@@ -218,9 +218,11 @@ static void apply_conf(struct serve *serve, struct conf *conf, struct snapshot *
 {
     struct buf restart;
     buf_init(&restart, 64 * 1024);
-    const char *text = conf_restart_needed(serve->conf, conf, &restart) == ERR_OK
-                           ? buf_text(&restart)
-                           : NULL;
+    /* Against what the process started with: an earlier reload may have been told to wait for a
+     * restart too. */
+    const struct conf *started = serve->old_count > 0 ? serve->old[0] : serve->conf;
+    const char *text = conf_restart_needed(started, conf, &restart) == ERR_OK ? buf_text(&restart)
+                                                                              : NULL;
     serve->old[serve->old_count++] = serve->conf;
     serve->conf = conf;
     snapshot_take(serve, snapshot);

@@ -4,9 +4,9 @@
  *     ingress   N loops with a front each: smtp and http listeners
  *     delivery  M loops with a courier each
  *
- * SIGHUP reloads: clients, networks, routes, lanes and certificates take effect at once, the rest
- * after a restart; a bad file keeps the old configuration. SIGTERM and SIGINT drain; a second one
- * stops at once. */
+ * SIGHUP reloads: clients, networks, routes, accepted domains and certificates take effect at once,
+ * the rest after a restart; a bad file keeps the old configuration. SIGTERM and SIGINT drain; a
+ * second one stops at once. */
 #ifndef HEAVE_GATEWAY_SERVE_H
 #define HEAVE_GATEWAY_SERVE_H
 

@@ -65,6 +65,21 @@ static size_t finish_open(struct batch *batch, enum recipient_state state, int64
     return count;
 }
 
+/* The same for those that were part of this try. */
+static size_t finish_tried(struct batch *batch, const struct settle_input *input,
+                           enum recipient_state state)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < input->count; i++) {
+        struct recipient *recipient = &batch->recipients[input->map[i]];
+        if (recipient->state == RECIPIENT_QUEUED) {
+            finish_recipient(recipient, state, NULL, input->now_ms);
+            count++;
+        }
+    }
+    return count;
+}
+
 /* Applies one answer to its recipient; open ones keep the service's words. */
 static void apply_answer(struct recipient *recipient, const struct answer *answer, int64_t now_ms,
                          struct settle_result *out)
@@ -107,8 +122,8 @@ static void climb_ladder(struct batch *batch, const struct settle_input *input,
     batch->attempts++;
     if (wait_ms < 0) {
         bool maybe_sent = (batch->flags & BATCH_MAYBE_SENT) != 0;
-        size_t ended = finish_open(batch, maybe_sent ? RECIPIENT_UNKNOWN : RECIPIENT_EXPIRED,
-                                   input->now_ms);
+        size_t ended = finish_tried(batch, input,
+                                    maybe_sent ? RECIPIENT_UNKNOWN : RECIPIENT_EXPIRED);
         out->deferred -= ended;
         *(maybe_sent ? &out->unknown : &out->expired) += ended;
         out->settlement.next = QUEUE_NEXT_DONE;
@@ -128,7 +143,7 @@ static void decide_unknown(struct batch *batch, const struct settle_input *input
         climb_ladder(batch, input, out);
         return;
     }
-    size_t held = finish_open(batch, RECIPIENT_UNKNOWN, input->now_ms);
+    size_t held = finish_tried(batch, input, RECIPIENT_UNKNOWN);
     out->deferred -= held;
     out->unknown += held;
     out->settlement.next = QUEUE_NEXT_HOLD;
@@ -138,23 +153,40 @@ static void decide_unknown(struct batch *batch, const struct settle_input *input
 static void decide_throttled(const struct answer *answer, const struct settle_input *input,
                              struct settle_result *out)
 {
-    int64_t wait_ms = answer->wait_ms > 0 ? answer->wait_ms : DEFAULT_THROTTLE_MS;
     switch (answer->scope) {
     case SCOPE_BACKEND:
     case SCOPE_TENANT:
-        out->close_gate = true;
-        out->gate_wait_ms = wait_ms;
-        out->settlement.next = QUEUE_NEXT_READY;
-        return;
     case SCOPE_ACCOUNT:
         out->settlement.next = QUEUE_NEXT_READY;
         return;
     case SCOPE_NONE:
-        delay_until(out, input->now_ms + (answer->wait_ms > 0 ? wait_ms : UNSCOPED_WAIT_MS),
+        delay_until(out,
+                    input->now_ms + (answer->wait_ms > 0 ? answer->wait_ms : UNSCOPED_WAIT_MS),
                     input->expires_ms);
         return;
     }
     UNREACHABLE();
+}
+
+/* One recipient's answer may say that the backend is closed for now while another's weighs more. */
+static void note_throttle(const struct answer *answer, struct settle_result *out)
+{
+    bool beyond_account = answer->scope == SCOPE_BACKEND || answer->scope == SCOPE_TENANT;
+    if (answer->verdict != VERDICT_THROTTLED || !beyond_account) {
+        return;
+    }
+    int64_t wait_ms = answer->wait_ms > 0 ? answer->wait_ms : DEFAULT_THROTTLE_MS;
+    out->close_gate = true;
+    out->gate_wait_ms = wait_ms > out->gate_wait_ms ? wait_ms : out->gate_wait_ms;
+}
+
+/* Recipients that were not part of this try are next, as a batch that nobody has tried. */
+static void go_on_with_rest(struct batch *batch, struct settle_result *out)
+{
+    batch->attempts = 0;
+    batch->epoch++;
+    batch->flags &= ~(uint32_t)BATCH_MAYBE_SENT;
+    out->settlement.next = QUEUE_NEXT_READY;
 }
 
 static void decide_next(struct batch *batch, const struct settle_input *input,
@@ -165,6 +197,7 @@ static void decide_next(struct batch *batch, const struct settle_input *input,
     case VERDICT_DELIVERED:
     case VERDICT_RECIPIENT_PERMANENT:
     case VERDICT_MESSAGE_PERMANENT:
+        batch->attempts++;
         out->settlement.next = QUEUE_NEXT_DONE;
         return;
     case VERDICT_ACCOUNT_BLOCKED:
@@ -202,6 +235,7 @@ void settle_decide(struct batch *batch, const struct settle_input *input, struct
         struct recipient *recipient = &batch->recipients[input->map[i]];
         ASSERT(recipient->state == RECIPIENT_QUEUED);
         apply_answer(recipient, answer, input->now_ms, out);
+        note_throttle(answer, out);
         if (answer->verdict != input->answers[0].verdict) {
             out->mixed = true;
         }
@@ -213,6 +247,9 @@ void settle_decide(struct batch *batch, const struct settle_input *input, struct
         batch->account = span_of(input->account);
     }
     decide_next(batch, input, out);
+    if (out->settlement.next == QUEUE_NEXT_DONE && batch_open_count(batch) > 0) {
+        go_on_with_rest(batch, out);
+    }
 }
 
 void settle_expire(struct batch *batch, int64_t now_ms, struct settle_result *out)

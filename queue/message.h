@@ -76,7 +76,7 @@ struct batch {
     struct span lane;    /* "alert", "normal", "bulk" or a configured name */
     struct span backend; /* name in the configuration */
     struct span account; /* which account or mailbox took it; empty before */
-    uint32_t attempts;   /* deliveries tried and answered with neither success nor throttling */
+    uint32_t attempts;   /* deliveries tried, but for those that were throttled or never begun */
     uint32_t epoch; /* tries known to have failed: names the next one (ACS Operation-Id). Encoded */
     uint32_t flags; /* enum batch_flag. Encoded */
     struct recipient *recipients;

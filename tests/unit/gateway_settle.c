@@ -71,7 +71,7 @@ static void test_all_delivered(void **state)
     run(&f, &alert, false, VERDICT_DELIVERED, VERDICT_DELIVERED, VERDICT_DELIVERED);
     assert_int_equal(f.result.settlement.next, QUEUE_NEXT_DONE);
     assert_int_equal(f.result.delivered, 3);
-    assert_int_equal(f.batch.attempts, 0);
+    assert_int_equal(f.batch.attempts, 1);
     assert_false(f.result.mixed);
     assert_true(span_eq(f.batch.account, SPAN_LIT("acc")));
     assert_int_equal(f.recipients[1].state, RECIPIENT_DELIVERED);
