@@ -162,8 +162,33 @@ void http_exchange_init(struct http_exchange *exchange, struct http_machine *mac
     buf_init(&exchange->request.body, HTTP_DEFAULT_BODY_LIMIT);
 }
 
+int http_exchange_body(struct http_exchange *exchange, struct span bytes)
+{
+    struct http_budget *budget = exchange->machine->host->bodies;
+    if (budget != NULL && budget->used_bytes > exchange->charged &&
+        (budget->used_bytes > budget->max_bytes ||
+         bytes.len > budget->max_bytes - budget->used_bytes)) {
+        return ERR_FULL;
+    }
+    int rc = buf_append(&exchange->request.body, bytes);
+    if (rc == 0 && budget != NULL) {
+        budget->used_bytes += bytes.len;
+        exchange->charged += bytes.len;
+    }
+    return rc;
+}
+
+void http_exchange_uncharge(struct http_exchange *exchange)
+{
+    if (exchange->charged > 0) {
+        exchange->machine->host->bodies->used_bytes -= exchange->charged;
+        exchange->charged = 0;
+    }
+}
+
 void http_exchange_release(struct http_exchange *exchange)
 {
+    http_exchange_uncharge(exchange);
     arena_release(&exchange->request.arena);
     buf_release(&exchange->request.body);
 }

@@ -103,6 +103,10 @@ struct http_limits {
     int64_t body_timeout_ms; /* pauses inside a body; 0: 60 s */
     int64_t idle_timeout_ms; /* between requests; 0: 75 s */
     size_t max_requests;     /* in flight on one HTTP/2 connection; 0: 100 */
+    size_t max_sessions;     /* of one server; more are closed unheard; 0: 10,000 */
+    size_t max_bodies_bytes; /* request bodies of one server together: they come before anybody has
+                              * shown who he is. Above it a body is refused with 503 (HTTP/2:
+                              * REFUSED_STREAM), unless it is the only one. 0: 256 MiB */
 };
 
 /* Takes an accepted connection and serves it until it ends by itself: a session nobody drains
@@ -117,7 +121,8 @@ struct http_server;
 /* `limits` may be NULL (all defaults); handler, ctx and limits must outlive the server. */
 struct http_server *http_server_new(struct loop *loop, const struct http_handler *handler,
                                     void *ctx, const struct http_limits *limits);
-/* As http_session_accept. While draining, the connection is closed at once. */
+/* As http_session_accept. While draining, the connection is closed at once. Errors: also ERR_FULL
+ * (max_sessions). */
 MUST_USE int http_server_accept(struct http_server *server, uv_stream_t *listener,
                                 struct tls_context *tls);
 /* Every session finishes its requests and takes no more (GOAWAY, Connection: close); idle ones end

@@ -59,7 +59,6 @@ struct http1 {
     bool head_done;
     bool message_done;
     bool too_large;
-    bool body_lost;    /* memory for the body was not to be had */
     bool field_open;   /* a header name has come, its value may follow */
     int refuse_status; /* set inside llhttp callbacks together with the sentence */
     const char *refuse_detail;
@@ -169,9 +168,8 @@ static int http1_on_body(llhttp_t *parser, const char *at, size_t length)
         h->too_large = true;
         return -1;
     }
-    if (buf_append(&exchange->request.body, span_make(at, length)) != 0) {
-        h->body_lost = true;
-        return -1;
+    if (http_exchange_body(exchange, span_make(at, length)) != 0) {
+        return http1_refuse(h, 503, "There is no room for this request now.");
     }
     h->framing_bytes -= length;
     return 0;
@@ -226,7 +224,6 @@ static void http1_reset(struct http1 *h)
     h->head_done = false;
     h->message_done = false;
     h->too_large = false;
-    h->body_lost = false;
     h->field_open = false;
     h->refuse_status = 0;
     h->refuse_detail = NULL;
@@ -327,14 +324,16 @@ static void http1_fail(struct http1 *h, int status, const char *detail, enum htt
     char room[HTTP_PROBLEM_MAX];
     struct span body = http_problem_text(status, detail, room);
     const struct http_header headers[] = {
-        {.name = SPAN_LIT("content-type"), .value = SPAN_LIT("application/problem+json")}};
+        {.name = SPAN_LIT("content-type"), .value = SPAN_LIT("application/problem+json")},
+        {.name = SPAN_LIT("retry-after"), .value = SPAN_LIT("5")}, /* our own trouble: 503 */
+    };
     h->keep_alive = false;
     struct span method = {.data = NULL, .len = 0};
     if (h->exchange != NULL) {
         http_exchange_gone(h->exchange);
         method = h->exchange->request.method;
     }
-    int rc = http1_write_answer(h, method, status, headers, 1, body);
+    int rc = http1_write_answer(h, method, status, headers, status == 503 ? 2 : 1, body);
     http1_drop_exchange(h);
     if (rc != 0) {
         http1_lost(h);
@@ -542,7 +541,7 @@ static size_t http1_execute(struct http1 *h, struct span bytes)
         llhttp_resume(&h->parser);
         return (size_t)(llhttp_get_error_pos(&h->parser) - bytes.data);
     }
-    if (!h->too_large && !h->body_lost) {
+    if (!h->too_large) {
         (void)http1_refuse(h, 400, "The request breaks the syntax of HTTP/1.1.");
     }
     return bytes.len;
@@ -630,9 +629,6 @@ static int http1_step_body(struct http1 *h, struct span bytes, size_t *out_used)
     h->framing_bytes += bytes.len;
     *out_used = http1_execute(h, bytes);
     h->framing_bytes -= bytes.len - *out_used;
-    if (h->body_lost) {
-        return ERR_NOMEM;
-    }
     if (h->too_large) {
         http1_too_large(h);
     } else if (h->refuse_status != 0) {

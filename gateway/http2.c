@@ -85,6 +85,7 @@ static void http2_drop_body(struct http2 *h, struct http2_exchange *exchange)
 {
     h->body_total -= exchange->counted;
     exchange->counted = 0;
+    http_exchange_uncharge(&exchange->base);
     buf_release(&exchange->base.request.body);
 }
 
@@ -444,7 +445,7 @@ static int http2_on_data(nghttp2_session *session, uint8_t flags, int32_t stream
         return h->failed ? NGHTTP2_ERR_CALLBACK_FAILURE : 0;
     }
     if (h->body_total + len > HTTP2_BODIES_MAX_BYTES ||
-        buf_append(body, span_make((const char *)data, len)) != 0) {
+        http_exchange_body(&exchange->base, span_make((const char *)data, len)) != 0) {
         return http2_no_room(h, exchange) == 0 ? 0 : NGHTTP2_ERR_CALLBACK_FAILURE;
     }
     h->body_total += len;

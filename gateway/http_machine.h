@@ -27,6 +27,12 @@ enum http_phase {
     HTTP_PHASE_DONE,   /* nothing more will be read; close once the output has left */
 };
 
+/* What the bodies of several connections may hold together. */
+struct http_budget {
+    size_t used_bytes;
+    size_t max_bytes;
+};
+
 /* What a machine is given by its owner; must outlive it. */
 struct http_host {
     const struct http_handler *handler;
@@ -34,8 +40,9 @@ struct http_host {
     const char *peer;
     const char *peer_address;
     bool is_tls;
-    const char *tls_version; /* NULL or "" when plain */
-    size_t max_requests;     /* HTTP/2 streams in flight; above 0 */
+    const char *tls_version;    /* NULL or "" when plain */
+    size_t max_requests;        /* HTTP/2 streams in flight; above 0 */
+    struct http_budget *bodies; /* NULL: bounded by nothing but the limit of each body */
     /* Output may be waiting, or the phase has changed. Called from inside http_reply() and feed. */
     void (*on_output)(void *ctx);
     /* http_abort() was called: the connection must go without another byte. */
@@ -84,6 +91,7 @@ struct http_exchange {
     size_t header_room; /* capacity of request.headers */
     size_t head_bytes;  /* names and values so far */
     size_t body_limit;  /* as on_head said */
+    size_t charged;     /* its part of host->bodies */
     bool announced;     /* on_head ran: the handler knows the request */
     bool replied; /* http_reply, http_abort or on_gone ran: the handler must not be called again */
 };
@@ -98,6 +106,11 @@ MUST_USE int http_exchange_header(struct http_exchange *exchange, char *name, si
 /* Cuts target into path and query; takes the authority out of an absolute-form target (RFC
  * 9112 3.2.2). Errors: ERR_INVAL (neither '/', '*' nor http(s)://, or a fragment). */
 MUST_USE int http_exchange_target(struct http_exchange *exchange, struct span target);
+/* Appends to the body, within host->bodies. Errors: ERR_FULL (others hold too much), ERR_LIMIT,
+ * ERR_NOMEM. */
+MUST_USE int http_exchange_body(struct http_exchange *exchange, struct span bytes);
+/* The body is not held any more. http_exchange_release() does this as well. */
+void http_exchange_uncharge(struct http_exchange *exchange);
 /* The handler's on_head: sets announced and body_limit. Returns false when the handler has
  * answered. */
 bool http_exchange_announce(struct http_exchange *exchange);

@@ -21,6 +21,8 @@
 #define HTTP_LINGER_PAUSE_MS 2000
 #define HTTP_LINGER_TOTAL_MS 30000
 #define HTTP_MAX_REQUESTS 100
+#define HTTP_MAX_SESSIONS 10000
+#define HTTP_MAX_BODIES_BYTES ((size_t)256 << 20)
 #define HTTP_PEER_TEXT_MAX 64
 
 struct http_session {
@@ -57,6 +59,7 @@ struct http_server {
     struct http_limits limits;
     struct http_session *first;
     size_t count;
+    struct http_budget bodies;
     bool draining;
 };
 
@@ -70,6 +73,9 @@ static struct http_limits http_limits_filled(const struct http_limits *limits)
     filled.idle_timeout_ms = filled.idle_timeout_ms > 0 ? filled.idle_timeout_ms
                                                         : HTTP_IDLE_TIMEOUT_MS;
     filled.max_requests = filled.max_requests > 0 ? filled.max_requests : HTTP_MAX_REQUESTS;
+    filled.max_sessions = filled.max_sessions > 0 ? filled.max_sessions : HTTP_MAX_SESSIONS;
+    filled.max_bodies_bytes = filled.max_bodies_bytes > 0 ? filled.max_bodies_bytes
+                                                          : HTTP_MAX_BODIES_BYTES;
     return filled;
 }
 
@@ -389,6 +395,7 @@ static int session_start(struct http_server *server, struct loop *loop, uv_strea
         .peer = s->peer,
         .peer_address = s->peer_address,
         .max_requests = s->limits.max_requests,
+        .bodies = server != NULL ? &server->bodies : NULL,
         .on_output = session_on_output,
         .on_abort = session_on_abort,
         .wall_ms = session_wall_ms,
@@ -428,11 +435,15 @@ struct http_server *http_server_new(struct loop *loop, const struct http_handler
     server->handler = handler;
     server->ctx = ctx;
     server->limits = http_limits_filled(limits);
+    server->bodies.max_bytes = server->limits.max_bodies_bytes;
     return server;
 }
 
 int http_server_accept(struct http_server *server, uv_stream_t *listener, struct tls_context *tls)
 {
+    if (server->count >= server->limits.max_sessions) {
+        return ERR_FULL;
+    }
     return session_start(server, server->loop, listener, tls, server->handler, server->ctx,
                          &server->limits);
 }

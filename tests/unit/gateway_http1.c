@@ -558,6 +558,41 @@ static void test_framing_limit(void **state)
     world_close(&w);
 }
 
+/* Bodies come before anybody has shown who he is: together they may hold so much and no more. */
+static void test_bodies_of_all_connections(void **state)
+{
+    (void)state;
+    const struct world setting = {.mute = true, .later = true};
+    struct http_budget bodies = {.max_bytes = 100};
+    struct world first;
+    struct world second;
+    world_open(&first, &setting);
+    world_open(&second, &setting);
+    first.host.bodies = &bodies;
+    second.host.bodies = &bodies;
+    char text[160];
+    memset(text, 'x', sizeof(text));
+    world_feed(&first, SPAN_LIT(REQ "content-length: 240\r\n\r\n"));
+    world_feed(&first, span_make(text, 80));
+    world_feed(&second, SPAN_LIT(REQ "content-length: 60\r\n\r\n"));
+    world_feed(&second, span_make(text, 20));
+    assert_int_equal(bodies.used_bytes, 100);
+    assert_int_equal(buf_len(&second.out), 0);
+    world_feed(&second, span_make(text, 40));
+    assert_memory_equal(second.out.data + 9, "503", 3);
+    assert_true(span_search(buf_span(&second.out), SPAN_LIT("\r\nretry-after: 5\r\n")) <
+                buf_len(&second.out));
+    assert_true(span_ends(buf_span(&second.log), SPAN_LIT("gone /\n")));
+    assert_int_equal(bodies.used_bytes, 80);
+    world_feed(&first, span_make(text, 160)); /* the only one: as large as it may be */
+    assert_non_null(first.pending);
+    assert_int_equal(bodies.used_bytes, 240);
+    answer(&first, first.pending);
+    assert_int_equal(bodies.used_bytes, 0);
+    world_close(&first);
+    world_close(&second);
+}
+
 static void test_timeouts(void **state)
 {
     (void)state;
@@ -714,6 +749,7 @@ int main(void)
         cmocka_unit_test(test_exact_bytes),
         cmocka_unit_test(test_head_limits),
         cmocka_unit_test(test_framing_limit),
+        cmocka_unit_test(test_bodies_of_all_connections),
         cmocka_unit_test(test_timeouts),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_gone_while_waiting),

@@ -393,6 +393,26 @@ static void test_too_large(void **state)
     world_close(&w);
 }
 
+/* Other connections hold what all together may hold: nothing was processed, so the stream may be
+ * tried again. */
+static void test_no_room_for_a_body(void **state)
+{
+    (void)state;
+    struct http_budget bodies = {.used_bytes = 100, .max_bytes = 104};
+    struct world w;
+    world_open(&w, 0);
+    w.host.bodies = &bodies;
+    struct client_stream *refused = client_send(&w, "POST", "/p", SPAN_LIT("hello"), NULL);
+    struct client_stream *good = client_send(&w, "POST", "/q", SPAN_LIT("four"), NULL);
+    talk(&w);
+    assert_true(refused->closed);
+    assert_int_equal(refused->error, NGHTTP2_REFUSED_STREAM);
+    assert_int_equal(good->status, 200);
+    assert_int_equal(w.gone, 1);
+    assert_int_equal(bodies.used_bytes, 100);
+    world_close(&w);
+}
+
 /* Answered in on_head: the upload is dropped for a while, and reset past that (RFC 9113 8.1). */
 static void test_refused_in_head(void **state)
 {
@@ -558,6 +578,7 @@ int main(void)
         cmocka_unit_test(test_answers_in_any_order),
         cmocka_unit_test(test_expect_continue),
         cmocka_unit_test(test_too_large),
+        cmocka_unit_test(test_no_room_for_a_body),
         cmocka_unit_test(test_refused_in_head),
         cmocka_unit_test(test_reset_tells_the_handler),
         cmocka_unit_test(test_rapid_reset),

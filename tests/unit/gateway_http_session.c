@@ -232,6 +232,29 @@ static void test_keep_alive_and_end(void **state)
     world_close(&w);
 }
 
+static void test_sessions_are_bounded(void **state)
+{
+    (void)state;
+    struct world w;
+    struct client first;
+    struct client second;
+    world_open(&w);
+    w.limits.max_sessions = 1;
+    world_serve(&w);
+    client_open(&w, &first);
+    client_send(&first, GET("/one"));
+    WAIT(&w, client_has(&first, "/one"));
+    client_open(&w, &second); /* by the kernel; the server closes it unheard */
+    WAIT(&w, second.closed);
+    client_send(&first, GET("/two"));
+    WAIT(&w, client_has(&first, "/two"));
+    assert_int_equal(http_server_sessions(w.server), 1);
+    client_close(&second);
+    client_close(&first);
+    WAIT(&w, w.ended == 1);
+    world_close(&w);
+}
+
 /* Requests wait in the stream while one is being answered, and go on by themselves. */
 static void test_pipeline_waits(void **state)
 {
@@ -487,6 +510,7 @@ int main(void)
     (void)signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_keep_alive_and_end),
+        cmocka_unit_test(test_sessions_are_bounded),
         cmocka_unit_test(test_pipeline_waits),
         cmocka_unit_test(test_prior_knowledge),
         cmocka_unit_test(test_preface_that_is_none),
