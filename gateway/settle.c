@@ -160,8 +160,7 @@ static void decide_throttled(const struct answer *answer, const struct settle_in
         out->settlement.next = QUEUE_NEXT_READY;
         return;
     case SCOPE_NONE:
-        delay_until(out,
-                    input->now_ms + (answer->wait_ms > 0 ? answer->wait_ms : UNSCOPED_WAIT_MS),
+        delay_until(out, input->now_ms + (answer->wait_ms > 0 ? answer->wait_ms : UNSCOPED_WAIT_MS),
                     input->expires_ms);
         return;
     }

@@ -31,7 +31,7 @@ struct settle_input {
     int64_t expires_ms;           /* wall, the message's */
     const struct answer *answers; /* answers[i] belongs to batch recipient map[i] */
     const size_t *map;
-    size_t count;
+    size_t count; /* may be fewer than are open: the rest goes on as if it had not been tried */
     const char *account; /* who sent it; "" nobody */
     uint32_t jitter;     /* any random number: spreads retries by up to 10 % */
 };

@@ -282,6 +282,66 @@ static void test_expiry_tells_unknown_from_expired(void **state)
     assert_int_equal(f.recipients[0].state, RECIPIENT_UNKNOWN);
 }
 
+/* The backend takes fewer recipients at a time than the batch has: the others go on untouched. */
+static void run_first(struct fixture *f, const struct lane_conf *lane, enum verdict verdict)
+{
+    f->batch.recipients = f->recipients;
+    f->batch.recipient_count = 3;
+    f->answers[0].verdict = verdict;
+    struct settle_input input = {.lane = lane,
+                                 .now_ms = NOW,
+                                 .expires_ms = LATE,
+                                 .answers = f->answers,
+                                 .map = identity_map,
+                                 .count = 1,
+                                 .account = ""};
+    settle_decide(&f->batch, &input, &f->result);
+}
+
+static void test_recipients_that_were_not_tried_go_on(void **state)
+{
+    (void)state;
+    struct fixture f = make();
+    f.batch.flags = BATCH_MAYBE_SENT;
+    f.batch.attempts = 1;
+    run_first(&f, &alert, VERDICT_DELIVERED);
+    assert_int_equal(f.result.settlement.next, QUEUE_NEXT_READY);
+    assert_int_equal(f.result.delivered, 1);
+    assert_int_equal(f.recipients[0].state, RECIPIENT_DELIVERED);
+    assert_int_equal(f.recipients[1].state, RECIPIENT_QUEUED);
+    assert_int_equal(f.batch.flags, 0);
+    assert_int_equal(f.batch.attempts, 0);
+    assert_int_equal(f.batch.epoch, 1);
+
+    f = make();
+    f.batch.attempts = 2; /* the ladder ends for the one that was tried */
+    run_first(&f, &bulk, VERDICT_TRANSIENT);
+    assert_int_equal(f.result.settlement.next, QUEUE_NEXT_READY);
+    assert_int_equal(f.result.expired, 1);
+    assert_int_equal(f.result.deferred, 0);
+    assert_int_equal(f.recipients[0].state, RECIPIENT_EXPIRED);
+    assert_int_equal(f.recipients[2].state, RECIPIENT_QUEUED);
+
+    f = make();
+    run_first(&f, &bulk, VERDICT_UNKNOWN);
+    assert_int_equal(f.result.settlement.next, QUEUE_NEXT_HOLD);
+    assert_int_equal(f.result.unknown, 1);
+    assert_int_equal(f.result.deferred, 0);
+    assert_int_equal(f.recipients[1].state, RECIPIENT_QUEUED);
+}
+
+static void test_a_throttled_backend_is_closed_whatever_others_got(void **state)
+{
+    (void)state;
+    struct fixture f = make();
+    f.answers[1].scope = SCOPE_BACKEND;
+    f.answers[1].wait_ms = 9000;
+    run(&f, &alert, false, VERDICT_TRANSIENT, VERDICT_THROTTLED, VERDICT_DELIVERED);
+    assert_int_equal(f.result.settlement.next, QUEUE_NEXT_DELAY);
+    assert_true(f.result.close_gate);
+    assert_int_equal(f.result.gate_wait_ms, 9000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -298,6 +358,8 @@ int main(void)
         cmocka_unit_test(test_the_operation_keeps_its_name_after_a_lost_answer),
         cmocka_unit_test(test_a_started_batch_of_a_dead_owner),
         cmocka_unit_test(test_expiry_tells_unknown_from_expired),
+        cmocka_unit_test(test_recipients_that_were_not_tried_go_on),
+        cmocka_unit_test(test_a_throttled_backend_is_closed_whatever_others_got),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
