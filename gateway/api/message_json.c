@@ -715,6 +715,27 @@ static void make_envelope(struct reading *r)
     add_recipients(r, r->bcc, r->bcc_count);
 }
 
+/* An address object has two commas, a brace and the comma behind it; the rest is far less. */
+#define VALUES_PER_RECIPIENT 8
+#define VALUES_OF_THE_REST 20000
+
+bool message_json_affordable(struct span text, size_t max_recipients)
+{
+    size_t values = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < text.len; i++) {
+        char c = text.data[i];
+        if (quoted) {
+            i += c == '\\' ? 1 : 0;
+            quoted = c != '"';
+        } else {
+            quoted = c == '"';
+            values += c == ',' || c == '[' || c == '{' ? 1 : 0;
+        }
+    }
+    return values / VALUES_PER_RECIPIENT <= max_recipients + VALUES_OF_THE_REST;
+}
+
 int message_json_read(const json_t *root, size_t max_recipients, struct arena *arena,
                       struct message_json *out, json_t *errors)
 {

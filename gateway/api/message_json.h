@@ -11,6 +11,7 @@
 #include "backends/mail_view.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define MESSAGE_JSON_ATTACHMENTS_MAX 500
@@ -27,6 +28,10 @@ struct message_json {
     int64_t send_at_ms;    /* wall; 0: now */
     int64_t expires_in_ms; /* 0: the lane's */
 };
+
+/* Whether the JSON text holds no more values than a message can have. A parser takes some 80 bytes
+ * for a value of two, so this is asked before it runs. */
+bool message_json_affordable(struct span text, size_t max_recipients);
 
 /* Reads `root` into `out`, everything in `arena`; complaints are added to `errors` (see
  * problem_add). `max_recipients` bounds to + cc + bcc. Errors: ERR_INVAL (errors is not empty

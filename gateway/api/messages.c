@@ -330,6 +330,13 @@ static void post_parsed(struct api_call *call, const json_t *root)
 
 static void post_json(struct api_call *call, struct span body)
 {
+    if (!message_json_affordable(body, call->api->conf.max_recipients)) {
+        api_problem(call, &(struct problem){
+                              .status = 422,
+                              .name = "invalid-message",
+                              .detail = "The body holds more values than a message can have."});
+        return;
+    }
     json_t *root = parse_json(call, body);
     if (root == NULL) {
         return;
@@ -521,6 +528,11 @@ static bool take_rfc822_envelope(struct api_call *call)
 
 static void post_rfc822(struct api_call *call, struct span body)
 {
+    if (body.len > 0 && memchr(body.data, '\0', body.len) != NULL) {
+        /* As over SMTP: no service takes it (RFC 5322 2.1, 4). */
+        api_refuse(call, 422, "The message holds a NUL byte.");
+        return;
+    }
     call->submission.message = body;
     if (!line_ends_good(body)) {
         buf_init(&call->message, call->api->conf.max_message_bytes);
