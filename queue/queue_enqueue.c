@@ -17,6 +17,7 @@ enum {
     GROUP_BYTES_MAX = 256 * 1024,
     GROUP_WORTH_SENDING = 16, /* messages that do not wait for the answer to others */
     RECORD_BYTES_MAX = 1024 * 1024,
+    RECORD_BYTES_USUAL = 1000, /* reserved at once */
     IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000,
     IDEMPOTENCY_KEY_MAX = 255,
     BODY_ALONE_MS = 3600 * 1000,
@@ -362,8 +363,10 @@ static void add_message(struct enqueue_group *group, const struct message *messa
     bool keyed = idempotency != NULL && idempotency->key.len > 0;
     bool large = message_bytes(message) > QUEUE_LARGE_BODY;
     struct buf record;
+    char *room = NULL;
     buf_init(&record, RECORD_BYTES_MAX);
-    int status = queue_message_store(message, &record);
+    int status = buf_reserve(&record, RECORD_BYTES_USUAL, &room);
+    status = status != 0 ? status : queue_message_store(message, &record);
     args->status = args->status != 0 ? args->status : status;
     redis_args_add(args, message->id);
     redis_args_number(args, (int64_t)queue_charge(message_bytes(message), message->batch_count));

@@ -10,6 +10,9 @@
  * The digits have fixed places so that the sweeper can change them with SETRANGE. */
 #include "queue/queue_internal.h"
 
+#include "gateway/base/codec.h"
+
+#include <assert.h>
 #include <stdio.h>
 
 enum {
@@ -32,11 +35,21 @@ static void large_suffix(size_t body_len, char out[24])
     }
 }
 
+static_assert(MESSAGE_ID_MAX + 1 + CODEC_DECIMAL_MAX + 24 <= QUEUE_ENTRY_MAX, "an entry fits");
+
 void queue_entry(struct span id, uint32_t number, size_t body_len, char out[QUEUE_ENTRY_MAX])
 {
     char suffix[24];
+    char digits[CODEC_DECIMAL_MAX];
     large_suffix(body_len, suffix);
-    (void)snprintf(out, QUEUE_ENTRY_MAX, "%.*s/%u%s", SPAN_FMT(id), number, suffix);
+    struct span count = codec_decimal(number, digits);
+    size_t suffix_len = strlen(suffix);
+    /* A longer one can only come from a damaged store; cut, it names nothing. */
+    id.len = id.len < MESSAGE_ID_MAX ? id.len : MESSAGE_ID_MAX;
+    memcpy(out, id.data, id.len);
+    out[id.len] = '/';
+    memcpy(out + id.len + 1, count.data, count.len);
+    memcpy(out + id.len + 1 + count.len, suffix, suffix_len + 1);
 }
 
 static bool has_byte(struct span text, char byte)
@@ -54,10 +67,18 @@ int queue_names_check(struct span lane, struct span backend, struct span client)
 int queue_pair_name(struct span lane, struct span backend, char out[QUEUE_NAMES_MAX + 2])
 {
     int status = queue_names_check(lane, backend, (struct span){0});
-    if (status == 0) {
-        (void)snprintf(out, QUEUE_NAMES_MAX + 2, "%.*s|%.*s", SPAN_FMT(lane), SPAN_FMT(backend));
+    if (status != 0) {
+        return status;
     }
-    return status;
+    if (lane.len > 0) {
+        memcpy(out, lane.data, lane.len);
+    }
+    out[lane.len] = '|';
+    if (backend.len > 0) {
+        memcpy(out + lane.len + 1, backend.data, backend.len);
+    }
+    out[lane.len + 1 + backend.len] = '\0';
+    return 0;
 }
 
 uint64_t queue_charge(size_t body_len, size_t batch_count)
@@ -68,14 +89,17 @@ uint64_t queue_charge(size_t body_len, size_t batch_count)
 /* A reason is peer text and must not end the head's line. */
 static int append_line(struct buf *out, struct span text)
 {
-    for (size_t i = 0; i < text.len; i++) {
-        char byte = text.data[i] == '\n' || text.data[i] == '\r' ? ' ' : text.data[i];
-        int status = buf_append_byte(out, byte);
-        if (status != 0) {
-            return status;
-        }
+    char *room = NULL;
+    int status = buf_reserve(out, text.len + 1, &room);
+    if (status != 0) {
+        return status;
     }
-    return buf_append_byte(out, '\n');
+    for (size_t i = 0; i < text.len; i++) {
+        room[i] = text.data[i] == '\n' || text.data[i] == '\r' ? ' ' : text.data[i];
+    }
+    room[text.len] = '\n';
+    buf_commit(out, text.len + 1);
+    return 0;
 }
 
 int queue_batch_store(const struct batch_head *head, const struct batch *batch, struct buf *out)

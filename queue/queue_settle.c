@@ -16,6 +16,8 @@ enum {
     HEARTBEAT_GROUP_MAX = 500,
     SETTLE_RETRY_MS = 250,
     RECORD_BYTES_MAX = 256 * 1024,
+    RECORD_BYTES_USUAL = 500, /* a batch of few recipients; reserved at once */
+    ITEM_BYTES_USUAL = 900,
 };
 #define SETTLE_WAITING_MAX ((size_t)64 << 20)
 
@@ -335,6 +337,8 @@ static struct settle_item *item_new(uint32_t shard, const char *entry, const cha
     struct settle_item *item = mem_zero(sizeof(*item));
     item->shard = shard;
     redis_args_init(&item->args);
+    char *room = NULL;
+    item->args.status = buf_reserve(&item->args.bytes, ITEM_BYTES_USUAL, &room);
     redis_args_text(&item->args, entry);
     redis_args_text(&item->args, token);
     redis_args_text(&item->args, what);
@@ -408,8 +412,10 @@ static void add_record(struct settle_item *item, const struct queue_lease *lease
         .reason = settlement->reason,
     };
     struct buf record;
+    char *room = NULL;
     buf_init(&record, RECORD_BYTES_MAX);
-    int status = queue_batch_store(&head, &batch, &record);
+    int status = buf_reserve(&record, RECORD_BYTES_USUAL, &room);
+    status = status != 0 ? status : queue_batch_store(&head, &batch, &record);
     item->args.status = item->args.status != 0 ? item->args.status : status;
     redis_args_add(&item->args, buf_span(&record));
     buf_release(&record);

@@ -6,6 +6,7 @@
 #include "queue/redis.h"
 
 #include "gateway/base/clock.h"
+#include "gateway/base/codec.h"
 #include "gateway/base/stream.h"
 #include "queue/redis_internal.h"
 
@@ -88,9 +89,8 @@ void redis_args_text(struct redis_args *args, const char *value)
 
 void redis_args_number(struct redis_args *args, int64_t value)
 {
-    char text[24];
-    int len = snprintf(text, sizeof(text), "%lld", (long long)value);
-    redis_args_add(args, span_make(text, (size_t)len));
+    char text[CODEC_DECIMAL_MAX];
+    redis_args_add(args, codec_decimal(value, text));
 }
 
 /* Replies: hiredis parses, these build our values in the reply's arena. */

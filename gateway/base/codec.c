@@ -235,7 +235,22 @@ int codec_base64url_decode(struct span in, struct buf *out)
     return decode(in, &how, out);
 }
 
-/* ---- Hex and percent ---- */
+/* ---- Decimal, hex and percent ---- */
+
+struct span codec_decimal(int64_t value, char room[CODEC_DECIMAL_MAX])
+{
+    /* Unsigned, because INT64_MIN has no positive twin. */
+    uint64_t left = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
+    size_t at = CODEC_DECIMAL_MAX;
+    do {
+        room[--at] = (char)('0' + left % 10);
+        left /= 10;
+    } while (left != 0);
+    if (value < 0) {
+        room[--at] = '-';
+    }
+    return span_make(room + at, CODEC_DECIMAL_MAX - at);
+}
 
 void codec_hex(const void *data, size_t len, char *out)
 {

@@ -19,6 +19,11 @@ MUST_USE int codec_base64_decode(struct span in, bool lenient, struct buf *out);
 /* RFC 4648 5 without padding, as JWTs use it. */
 MUST_USE int codec_base64url_encode(struct span in, struct buf *out);
 MUST_USE int codec_base64url_decode(struct span in, struct buf *out);
+/* `value` in decimal at the end of `room`; a span over it. Numbers are written some thirty times
+ * for each message, which was the largest part of the time spent in printf. */
+#define CODEC_DECIMAL_MAX 20
+struct span codec_decimal(int64_t value, char room[CODEC_DECIMAL_MAX]);
+
 /* Lower-case hex; `out` has 2 * len + 1 bytes. */
 void codec_hex(const void *data, size_t len, char *out);
 /* Percent-decodes a URL component; `plus_is_space` for query strings and forms.

@@ -4,9 +4,7 @@
 #include "gateway/base/codec.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <unistd.h>
 
 /* A line is built here and leaves whole in one write(2), alone or with others of its thread; pipes
@@ -173,9 +171,8 @@ static bool is_bare(struct span text)
 static void put_value(struct line *line, enum log_form form, const struct log_field *field)
 {
     if (field->type == LOG_FIELD_INT) {
-        char number[24];
-        int len = snprintf(number, sizeof(number), "%" PRId64, field->number);
-        put(line, span_make(number, (size_t)len));
+        char number[CODEC_DECIMAL_MAX];
+        put(line, codec_decimal(field->number, number));
         return;
     }
     if (form == LOG_FORM_TEXT && is_bare(field->text)) {

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include <cmocka.h>
 
@@ -179,6 +180,18 @@ static void test_utf8(void **state)
     assert_int_equal(codec_utf8_step(SPAN_LIT("")), 0);
 }
 
+static void test_decimal(void **state)
+{
+    (void)state;
+    static const int64_t values[] = {0, 7, 10, -1, -90, 1234567890123, INT64_MAX, INT64_MIN};
+    for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++) {
+        char room[CODEC_DECIMAL_MAX];
+        char want[32];
+        (void)snprintf(want, sizeof(want), "%lld", (long long)values[i]);
+        assert_true(span_eq(codec_decimal(values[i], room), span_of(want)));
+    }
+}
+
 static void test_hex_and_hash(void **state)
 {
     (void)state;
@@ -235,10 +248,15 @@ static void test_ulid(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_base64_vectors), cmocka_unit_test(test_base64_round_trip),
-        cmocka_unit_test(test_base64_bad),     cmocka_unit_test(test_base64_exact_room),
-        cmocka_unit_test(test_percent),        cmocka_unit_test(test_utf8),
-        cmocka_unit_test(test_hex_and_hash),   cmocka_unit_test(test_random),
+        cmocka_unit_test(test_decimal),
+        cmocka_unit_test(test_base64_vectors),
+        cmocka_unit_test(test_base64_round_trip),
+        cmocka_unit_test(test_base64_bad),
+        cmocka_unit_test(test_base64_exact_room),
+        cmocka_unit_test(test_percent),
+        cmocka_unit_test(test_utf8),
+        cmocka_unit_test(test_hex_and_hash),
+        cmocka_unit_test(test_random),
         cmocka_unit_test(test_ulid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
