@@ -300,7 +300,9 @@ static bool options_set(struct exchange *exchange)
               curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, exchange->trouble) == CURLE_OK &&
               curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange) == CURLE_OK;
     if (ok && request->ca_file != NULL) {
-        ok = curl_easy_setopt(easy, CURLOPT_CAINFO, request->ca_file) == CURLE_OK;
+        /* Without this the system's roots in curl's default folder stay trusted beside the file. */
+        ok = curl_easy_setopt(easy, CURLOPT_CAPATH, NULL) == CURLE_OK &&
+             curl_easy_setopt(easy, CURLOPT_CAINFO, request->ca_file) == CURLE_OK;
     }
     return ok;
 }

@@ -15,6 +15,8 @@
  *  - A connection is freed in on_close alone, which the stream never calls inside a call of ours.
  */
 
+/* tls: optional: how long one failed handshake keeps an account on plain connections. */
+#define TLS_AGAIN_MS 600000
 #define IDLE_MS 30000
 #define MESSAGES_PER_CONNECTION 1000
 #define BACKOFF_FIRST_MS 1000
@@ -58,7 +60,8 @@ struct account {
     unsigned connect_failures; /* in a row */
     int64_t connect_after_ms;  /* no new connection before; the end of the back-off */
     bool pipelining;           /* the server offered it last time */
-    bool tls_broken;           /* tls: optional, and the handshake failed */
+    bool tls_broken;           /* tls: optional, and the handshake failed lately */
+    int64_t tls_again_ms;      /* loop time when TLS is tried again */
     struct job *waiting;
     struct job *waiting_last;
     size_t waiting_count;
@@ -579,7 +582,10 @@ static void on_close(void *ctx, int status, const char *why)
     /* Opportunistic TLS: better plain than not at all, and at once. */
     bool plain_next = connection->starting_tls && status != 0 &&
                       pool->conf->tls == BACKEND_TLS_OPTIONAL && !account->tls_broken;
-    account->tls_broken = account->tls_broken || plain_next;
+    if (plain_next) {
+        account->tls_broken = true;
+        account->tls_again_ms = loop_now_ms(pool->env.loop) + TLS_AGAIN_MS;
+    }
     char text[400];
     (void)snprintf(text, sizeof text, "The connection to %s port %u was lost: %s", pool->conf->host,
                    (unsigned)pool->conf->port, why);
@@ -613,6 +619,8 @@ static void connection_open(struct account *account)
     struct connection *connection = mem_zero(sizeof *connection);
     connection->account = account;
     connection->conf = account->client;
+    account->tls_broken = account->tls_broken &&
+                          loop_now_ms(pool->env.loop) < account->tls_again_ms;
     if (account->tls_broken) {
         connection->conf.starttls = SMTP_STARTTLS_NEVER;
     }

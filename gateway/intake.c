@@ -14,6 +14,7 @@
 #define TRACE_BYTES_MAX 2048 /* Received, Date, Message-ID, From added in front */
 #define SUBJECT_BYTES_MAX 200
 #define IDEMPOTENCY_KEY_MAX 255
+#define SEND_AT_MAX_MS (366LL * 24 * 3600 * 1000)
 #define SCRATCH_KEEP_BYTES (512 * 1024)
 
 struct intake {
@@ -35,7 +36,8 @@ struct header_facts {
     struct span send_at;
     size_t received;
     bool has_from, has_date;
-    bool has_private; /* Bcc or X-Heave-* fields to take out */
+    bool foreign_from; /* a From mailbox this client may not use, or a From nobody can read */
+    bool has_private;  /* Bcc or X-Heave-* fields to take out */
 };
 
 /* One submission on its way, from intake_submit() to its result. */
@@ -190,10 +192,21 @@ static void refuse(struct pending *pending, enum intake_verdict verdict, const c
 
 /* Header reading. */
 
-static struct span first_address(struct span value, struct arena *arena)
+/* Every mailbox of every From field must be one the client may use: a reader may show any of them.
+ * For a client that is bound to senders a From without a readable mailbox is none of them. */
+static void read_from(struct span value, const struct policy_client *client, struct arena *arena,
+                      struct header_facts *facts)
 {
     struct mailbox mailbox;
-    return mailbox_next(&value, arena, &mailbox) ? mailbox.address : (struct span){0};
+    bool readable = false;
+    while (mailbox_next(&value, arena, &mailbox)) {
+        readable = true;
+        facts->from = facts->from.len > 0 ? facts->from : mailbox.address;
+        facts->foreign_from = facts->foreign_from ||
+                              !policy_sender_allowed(client, mailbox.address);
+    }
+    facts->has_from = true;
+    facts->foreign_from = facts->foreign_from || (!readable && client->conf->from_count > 0);
 }
 
 static struct span cut_subject(struct span value, struct arena *arena)
@@ -236,7 +249,8 @@ static bool take_private_field(const struct field *field, struct header_facts *f
     return true;
 }
 
-static void read_header(struct span header, struct arena *arena, struct header_facts *facts)
+static void read_header(struct span header, const struct policy_client *client, struct arena *arena,
+                        struct header_facts *facts)
 {
     struct field field;
     while (fields_next(&header, &field)) {
@@ -246,8 +260,7 @@ static void read_header(struct span header, struct arena *arena, struct header_f
         if (span_ieq(field.name, SPAN_LIT("Received"))) {
             facts->received++;
         } else if (span_ieq(field.name, SPAN_LIT("From"))) {
-            facts->has_from = true;
-            facts->from = facts->from.len > 0 ? facts->from : first_address(field.value, arena);
+            read_from(field.value, client, arena, facts);
         } else if (span_ieq(field.name, SPAN_LIT("Date"))) {
             facts->has_date = true;
         } else if (span_ieq(field.name, SPAN_LIT("Message-ID"))) {
@@ -370,6 +383,9 @@ static const char *decide_schedule(struct pending *pending)
         if (clock_parse_rfc3339(pending->facts.send_at, &submission->send_at_ms) != ERR_OK) {
             return "X-Heave-Send-At is not an RFC 3339 time.";
         }
+        if (submission->send_at_ms > clock_wall_ms() + SEND_AT_MAX_MS) {
+            return "X-Heave-Send-At is more than a year ahead.";
+        }
     }
     if (submission->idempotency_key.len == 0) {
         submission->idempotency_key = pending->facts.idempotency_key;
@@ -383,10 +399,8 @@ static const char *decide_schedule(struct pending *pending)
 static bool sender_allowed(const struct pending *pending)
 {
     const struct policy_client *client = pending->submission->client;
-    if (!policy_sender_allowed(client, pending->submission->reverse_path)) {
-        return false;
-    }
-    return pending->facts.from.len == 0 || policy_sender_allowed(client, pending->facts.from);
+    return policy_sender_allowed(client, pending->submission->reverse_path) &&
+           !pending->facts.foreign_from;
 }
 
 /* Checks everything that can be said without recipients. Fills the refusal and returns false when
@@ -636,7 +650,7 @@ void intake_submit(struct intake *intake, struct submission *submission)
     struct span header;
     struct span rest;
     fields_split(submission->message, &header, &rest);
-    read_header(header, &submission->arena, &pending->facts);
+    read_header(header, submission->client, &submission->arena, &pending->facts);
     if (!check_message(pending)) {
         return;
     }

@@ -30,6 +30,7 @@ struct worker {
     struct front *front;       /* ingress */
     struct dispatch *dispatch; /* delivery */
     char name[32];
+    int64_t drain_timeout_ms; /* set before the drain is posted */
 };
 
 struct serve {
@@ -306,7 +307,7 @@ static void on_worker_drained(void *ctx)
 static void drain_worker(void *ctx)
 {
     struct worker *worker = ctx;
-    int64_t timeout_ms = worker->serve->conf->drain_timeout_ms;
+    int64_t timeout_ms = worker->drain_timeout_ms;
     if (worker->front != NULL) {
         front_drain(worker->front, timeout_ms, on_worker_drained, worker);
     } else {
@@ -328,6 +329,7 @@ static void drain(struct serve *serve)
               LOG_INT("timeout_ms", serve->conf->drain_timeout_ms));
     front_set_draining(serve->admin);
     for (size_t i = 0; i < serve->worker_count; i++) {
+        serve->workers[i].drain_timeout_ms = serve->conf->drain_timeout_ms;
         loop_post(serve->workers[i].loop, drain_worker, &serve->workers[i]);
     }
     if (serve->worker_count == 0) {

@@ -241,3 +241,18 @@ def test_too_many_errors_end_the_session(gateway):
             if code == 421:
                 break
         assert code == 421
+
+
+@pytest.mark.parametrize("header", [
+    "From: Me <alerts@contoso.test>, CEO <ceo@fabrikam.test>",
+    "From: alerts@contoso.test\r\nFrom: ceo@fabrikam.test",
+    'From: "CEO <ceo@fabrikam.test>',
+], ids=["second mailbox", "second field", "unreadable"])
+def test_every_from_is_checked(gateway, header):
+    """A client bound to senders may not hide another one behind the first mailbox, or in a field no parser reads."""
+    with gateway.smtp() as client:
+        client.login(heave.SMTP_USER, heave.SMTP_PASSWORD)
+        assert client.mail("alerts@contoso.test")[0] == 250
+        assert client.rcpt("a@contoso.test")[0] == 250
+        code, text = client.data(f"{header}\r\nTo: a@contoso.test\r\nSubject: x\r\n\r\nhi\r\n".encode())
+        assert code == 550 and b"5.7.1" in text, (code, text)
