@@ -282,7 +282,11 @@ int policy_new(const struct policy_client_conf *clients, size_t count, struct po
     int rc = check_users(clients, count, err);
     for (size_t i = 0; i < count && rc == ERR_OK; i++) {
         policy->clients[i] = (struct policy_client){.conf = &clients[i], .index = i};
-        rc = add_client(policy, i, err);
+        rc = strcmp(clients[i].name, "network") != 0
+                 ? add_client(policy, i, err)
+                 : err_set(
+                       err, ERR_INVAL,
+                       "The client name \"network\" is kept for the networks of SMTP listeners.");
     }
     if (rc != ERR_OK) {
         policy_unref(&policy);

@@ -163,6 +163,11 @@ static void mistakes_are_refused(void **state)
     const struct policy_client_conf twins[] = {{.name = "a", .user = "u"},
                                                {.name = "zabbix", .user = "u"}};
     refused(twins, 2, "\"u\"");
+    struct policy *policy = NULL;
+    struct err err = {0};
+    const struct policy_client_conf reserved = {.name = "network"};
+    assert_int_equal(policy_new(&reserved, 1, &policy, &err), ERR_INVAL);
+    assert_non_null(strstr(err.text, "is kept for"));
 }
 
 /* ---- Credentials ---- */
