@@ -3,6 +3,8 @@
 #include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
 
+#include <assert.h>
+
 /* Invariants every path keeps:
  *  - a lease is either in a waiting list, in a flight, or was settled or released; exactly one of
  * them;
@@ -20,7 +22,19 @@
 #define AHEAD_MAX_BYTES ((size_t)8 << 20)
 /* A gate answer of the queue in wall time is re-asked at least this often. */
 #define GATE_RECHECK_MS 1000
+/* A backend that takes nothing is asked about expired batches this often, so many at a time. */
+#define PROBE_EVERY_MS 5000
+#define PROBE_BATCHES 64
+/* What a backend would not take, or what only part of the quota was left for, is not tried again at
+ * once. */
+#define REFUSED_WAIT_MS 1000
+#define PARTIAL_WAIT_MAX_MS 60000
+/* Beyond the grace of a drain: time for the last settlements. */
+#define DRAIN_SETTLE_MS 5000
 #define MESSAGE_SCOPE_MAX 96
+
+static_assert(COURIER_BACKENDS_MAX * COURIER_LANES_MAX <= QUEUE_WANTS_MAX,
+              "one claim asks for everything");
 
 struct waiting {
     struct queue_lease **leases; /* ring */
@@ -46,6 +60,9 @@ struct station {
     size_t waiting_bytes;  /* of their bodies */
     size_t finished;       /* since the last claim */
     int64_t gate_until_ms; /* loop time: closed by the queue's gate or the quota */
+    int64_t probe_at_ms;   /* loop time */
+    int64_t launched_ms;   /* loop time of the last delivery's begin */
+    size_t recipients_max; /* of one delivery; a batch may have more */
     bool asking_quota;
     bool closing;
 };
@@ -60,7 +77,15 @@ struct flight {
     struct span recipients[BATCH_RECIPIENTS_MAX];
     size_t map[BATCH_RECIPIENTS_MAX];
     int64_t begun_us;
-    uint32_t attempt; /* from 1 */
+    uint32_t attempt;   /* from 1 */
+    bool start_refused; /* nothing was sent */
+};
+
+/* One want of the claim on its way. */
+struct asked {
+    struct station *station;
+    struct channel *channel;
+    bool expired_only;
 };
 
 struct courier {
@@ -79,11 +104,11 @@ struct courier {
     size_t settles;
     size_t open_backends;
     struct queue_want wants[COURIER_BACKENDS_MAX * COURIER_LANES_MAX];
-    struct channel *want_channels[COURIER_BACKENDS_MAX * COURIER_LANES_MAX];
-    struct station *want_stations[COURIER_BACKENDS_MAX * COURIER_LANES_MAX];
+    struct asked asked[COURIER_BACKENDS_MAX * COURIER_LANES_MAX]; /* by want */
     size_t want_count;
-    int64_t grace_ms;
-    void (*on_drained)(void *ctx);
+    struct loop_timer drain_timer;
+    bool overdue;                  /* the drain waits no longer for Redis */
+    void (*on_drained)(void *ctx); /* NULL once called */
     void *on_drained_ctx;
 };
 
@@ -118,12 +143,14 @@ static struct queue_lease *waiting_pop(struct waiting *w)
     return lease;
 }
 
+/* The last one first: each goes to the front of its list. */
 static void release_waiting(struct station *station)
 {
     for (size_t l = 0; l < station->courier->conf->lane_count; l++) {
         struct waiting *w = &station->channels[l].waiting;
         while (w->count > 0) {
-            struct queue_lease *lease = waiting_pop(w);
+            w->count--;
+            struct queue_lease *lease = w->leases[(w->head + w->count) % w->cap];
             queue_release(station->courier->queue, lease);
             queue_lease_free(&lease);
         }
@@ -145,6 +172,13 @@ static bool station_is_open(const struct station *station)
 {
     return !station->closing &&
            station_closed_until(station) <= loop_now_ms(station->courier->loop);
+}
+
+/* Closes it for this loop; a later time wins. */
+static void close_locally(struct station *station, int64_t wait_ms)
+{
+    int64_t until_ms = loop_now_ms(station->courier->loop) + (wait_ms > 0 ? wait_ms : 1);
+    station->gate_until_ms = until_ms > station->gate_until_ms ? until_ms : station->gate_until_ms;
 }
 
 /* Closes the backend for every loop of this process and every replica. */
@@ -217,7 +251,9 @@ static void settle(struct station *station, struct queue_lease *lease,
 static int on_flight_start(struct delivery *delivery)
 {
     struct flight *flight = delivery->ctx;
-    return queue_start(flight->courier->queue, flight->lease);
+    int status = queue_start(flight->courier->queue, flight->lease);
+    flight->start_refused = status != ERR_OK;
+    return status;
 }
 
 static void report_attempt(const struct flight *flight, const struct settle_result *result,
@@ -250,10 +286,8 @@ static void report_attempt(const struct flight *flight, const struct settle_resu
                    });
 }
 
-static void on_flight_done(struct delivery *delivery, const struct answer *answers,
-                           const char *account)
+static void settle_flight(struct flight *flight, const struct answer *answers, const char *account)
 {
-    struct flight *flight = delivery->ctx;
     struct station *station = flight->station;
     struct courier *courier = flight->courier;
     struct settle_input input = {
@@ -263,7 +297,7 @@ static void on_flight_done(struct delivery *delivery, const struct answer *answe
         .expires_ms = flight->lease->message.expires_ms,
         .answers = answers,
         .map = flight->map,
-        .count = delivery->recipient_count,
+        .count = flight->delivery.recipient_count,
         .account = account,
     };
     codec_random(&input.jitter, sizeof input.jitter);
@@ -274,6 +308,22 @@ static void on_flight_done(struct delivery *delivery, const struct answer *answe
     settle(station, flight->lease, &result);
     if (result.close_gate) {
         close_gate(station, result.gate_wait_ms, worst->text);
+    }
+}
+
+static void on_flight_done(struct delivery *delivery, const struct answer *answers,
+                           const char *account)
+{
+    struct flight *flight = delivery->ctx;
+    struct station *station = flight->station;
+    struct courier *courier = flight->courier;
+    if (flight->start_refused) {
+        /* Redis is away or the lease is over; the backend did nothing wrong and nobody was tried.
+         */
+        queue_release(courier->queue, flight->lease);
+        queue_lease_free(&flight->lease);
+    } else {
+        settle_flight(flight, answers, account);
     }
     station->finished++;
     courier->flights--;
@@ -306,7 +356,9 @@ static struct flight *flight_new(struct station *station, size_t lane, struct qu
         .on_done = on_flight_done,
         .ctx = flight,
     };
-    for (size_t i = 0; i < lease->batch.recipient_count; i++) {
+    for (size_t i = 0;
+         i < lease->batch.recipient_count && delivery->recipient_count < station->recipients_max;
+         i++) {
         if (lease->batch.recipients[i].state == RECIPIENT_QUEUED) {
             flight->recipients[delivery->recipient_count] = lease->batch.recipients[i].address;
             flight->map[delivery->recipient_count] = i;
@@ -316,8 +368,9 @@ static struct flight *flight_new(struct station *station, size_t lane, struct qu
     return flight;
 }
 
-/* Sends one claimed batch, or settles it at once when it has expired or must not be tried again. */
-static void launch(struct station *station, size_t lane, struct queue_lease *lease)
+/* Settles a claimed batch at once when it has expired or must not be tried again; true when it did.
+ */
+static bool settle_unsent(struct station *station, size_t lane, struct queue_lease *lease)
 {
     struct courier *courier = station->courier;
     int64_t now_ms = clock_wall_ms();
@@ -326,17 +379,31 @@ static void launch(struct station *station, size_t lane, struct queue_lease *lea
         !settle_recovered(&lease->batch, &courier->conf->lanes[lane],
                           station->defaults->asks_when_unknown, now_ms, &result)) {
         settle(station, lease, &result);
-        return;
+        return true;
     }
     if (lease->message.expires_ms <= now_ms || batch_open_count(&lease->batch) == 0) {
         settle_expire(&lease->batch, now_ms, &result);
         settle(station, lease, &result);
+        return true;
+    }
+    return false;
+}
+
+/* Sends one claimed batch. */
+static void launch(struct station *station, size_t lane, struct queue_lease *lease)
+{
+    struct courier *courier = station->courier;
+    if (settle_unsent(station, lane, lease)) {
         return;
     }
     struct flight *flight = flight_new(station, lane, lease);
+    station->launched_ms = loop_now_ms(courier->loop);
     courier->flights++;
     if (backend_deliver(station->backend, &flight->delivery) != ERR_OK) {
+        /* Its room has gone since it was asked, or it does not want this batch: not again at once.
+         */
         courier->flights--;
+        close_locally(station, REFUSED_WAIT_MS);
         queue_release(courier->queue, lease);
         queue_lease_free(&lease);
         mem_free(flight);
@@ -369,13 +436,32 @@ struct quota_ask {
 
 static void ask_quota(struct quota_ask *ask);
 
+/* How many units the batch needs of what is being asked. */
+static uint64_t quota_wanted(const struct quota_ask *ask)
+{
+    size_t open = batch_open_count(&ask->lease->batch);
+    size_t tried = open < ask->station->recipients_max ? open : ask->station->recipients_max;
+    return ask->recipients_asked ? tried : 1;
+}
+
+/* Some units were left but not enough: the first sub-bucket of the shortest window brings more. */
+static int64_t partial_wait(const struct courier_backend_conf *conf)
+{
+    int64_t wait_ms = PARTIAL_WAIT_MAX_MS;
+    for (size_t i = 0; i < conf->recipient_window_count; i++) {
+        int64_t step_ms = conf->recipient_windows[i].window_ms / 32;
+        wait_ms = step_ms < wait_ms ? step_ms : wait_ms;
+    }
+    return wait_ms > REFUSED_WAIT_MS ? wait_ms : REFUSED_WAIT_MS;
+}
+
 static void quota_refused(struct quota_ask *ask, int64_t wait_ms)
 {
     struct station *station = ask->station;
-    station->gate_until_ms = loop_now_ms(station->courier->loop) + (wait_ms > 0 ? wait_ms : 1);
+    close_locally(station, wait_ms);
+    release_waiting(station);
     queue_release(station->courier->queue, ask->lease);
     queue_lease_free(&ask->lease);
-    release_waiting(station);
     mem_free(ask);
     pump_later(station->courier);
 }
@@ -385,8 +471,7 @@ static void on_quota(void *ctx, int status, uint64_t granted, int64_t wait_ms)
     struct quota_ask *ask = ctx;
     struct station *station = ask->station;
     const struct courier_backend_conf *conf = station->conf;
-    uint64_t wanted = ask->recipients_asked ? batch_open_count(&ask->lease->batch) : 1;
-    if (status == ERR_OK && granted == wanted && !station->closing) {
+    if (status == ERR_OK && granted == quota_wanted(ask) && !station->closing) {
         if (!ask->recipients_asked && conf->recipient_window_count > 0) {
             ask->recipients_asked = true;
             ask_quota(ask);
@@ -411,7 +496,12 @@ static void on_quota(void *ctx, int status, uint64_t granted, int64_t wait_ms)
         limiter_return(station->courier->queue, scope, conf->message_windows,
                        conf->message_window_count, 1);
     }
-    quota_refused(ask, status == ERR_OK ? wait_ms : POLL_DOWN_MS);
+    if (status != ERR_OK) {
+        wait_ms = POLL_DOWN_MS;
+    } else if (granted > 0) {
+        wait_ms = partial_wait(conf);
+    }
+    quota_refused(ask, wait_ms);
     drained_maybe(station->courier);
 }
 
@@ -421,12 +511,11 @@ static void ask_quota(struct quota_ask *ask)
     char scope[MESSAGE_SCOPE_MAX];
     (void)snprintf(scope, sizeof scope, "%s:%s", conf->backend->name,
                    ask->recipients_asked ? "recipients" : "messages");
-    uint64_t wanted = ask->recipients_asked ? batch_open_count(&ask->lease->batch) : 1;
     int status = limiter_take(
         ask->station->courier->queue, scope,
         ask->recipients_asked ? conf->recipient_windows : conf->message_windows,
-        ask->recipients_asked ? conf->recipient_window_count : conf->message_window_count, wanted,
-        on_quota, ask);
+        ask->recipients_asked ? conf->recipient_window_count : conf->message_window_count,
+        quota_wanted(ask), on_quota, ask);
     if (status != ERR_OK) {
         ask->station->asking_quota = false;
         quota_refused(ask, POLL_DOWN_MS);
@@ -450,7 +539,7 @@ static void pump_station(struct station *station)
 {
     bool limited = station->conf->message_window_count + station->conf->recipient_window_count > 0;
     while (station->waiting_count > 0 && station_is_open(station) && !station->asking_quota &&
-           backend_room(station->backend) > 0) {
+           queue_is_up(station->courier->queue) && backend_room(station->backend) > 0) {
         size_t lane = 0;
         struct queue_lease *lease = next_waiting(station, &lane);
         if (limited) {
@@ -466,18 +555,55 @@ static void pump_station(struct station *station)
 
 /* Claiming. */
 
-static void add_want(struct station *station, size_t lane, size_t max)
+static void add_want(struct station *station, size_t lane, size_t max, bool expired_only)
 {
     struct courier *courier = station->courier;
     courier->wants[courier->want_count] = (struct queue_want){
         .lane = courier->conf->lanes[lane].name,
         .backend = station->conf->backend->name,
         .max_batches = (uint32_t)max,
+        .expired_only = expired_only,
     };
-    courier->want_channels[courier->want_count] = &station->channels[lane];
-    courier->want_stations[courier->want_count] = station;
+    courier->asked[courier->want_count] = (struct asked){
+        .station = station, .channel = &station->channels[lane], .expired_only = expired_only};
     station->channels[lane].asked = (uint32_t)max;
     courier->want_count++;
+}
+
+static void expire_waiting(struct station *station)
+{
+    for (size_t l = 0; l < station->courier->conf->lane_count; l++) {
+        struct waiting *w = &station->channels[l].waiting;
+        for (size_t left = w->count; left > 0; left--) {
+            struct queue_lease *lease = waiting_pop(w);
+            size_t bytes = lease->message.body.len;
+            if (settle_unsent(station, l, lease)) {
+                station->waiting_count--;
+                station->waiting_bytes -= bytes;
+            } else {
+                waiting_push(w, lease);
+            }
+        }
+    }
+}
+
+/* What expires while the backend takes nothing still comes to its end; what was claimed for it goes
+ * back, where others may find it. */
+static void plan_probe(struct station *station)
+{
+    struct courier *courier = station->courier;
+    int64_t now_ms = loop_now_ms(courier->loop);
+    if (station->closing || now_ms < station->probe_at_ms) {
+        return;
+    }
+    station->probe_at_ms = now_ms + PROBE_EVERY_MS;
+    expire_waiting(station);
+    if (backend_room(station->backend) == 0 && now_ms - station->launched_ms >= PROBE_EVERY_MS) {
+        release_waiting(station);
+    }
+    for (size_t l = 0; l < courier->conf->lane_count; l++) {
+        add_want(station, l, PROBE_BATCHES, true);
+    }
 }
 
 /* Shares what the station can take between the lanes: each its guaranteed part; parts of lanes that
@@ -490,6 +616,7 @@ static void plan_station(struct station *station)
     station->finished = 0;
     if (!station_is_open(station) || can_take <= station->waiting_count ||
         station->waiting_bytes >= AHEAD_MAX_BYTES) {
+        plan_probe(station);
         return;
     }
     size_t free_slots = can_take - station->waiting_count;
@@ -506,7 +633,7 @@ static void plan_station(struct station *station)
     for (size_t l = 0; l < conf->lane_count; l++) {
         size_t part = free_slots * conf->lanes[l].share_percent / 100;
         part += station->channels[l].full ? lent / hungry : 0;
-        add_want(station, l, part > 0 ? part : 1);
+        add_want(station, l, part > 0 ? part : 1, false);
     }
 }
 
@@ -515,10 +642,14 @@ static void take_lease(struct courier *courier, struct queue_lease *lease)
     for (size_t i = 0; i < courier->want_count; i++) {
         if (span_eq(span_of(courier->wants[i].backend), lease->batch.backend) &&
             span_eq(span_of(courier->wants[i].lane), lease->batch.lane)) {
-            waiting_push(&courier->want_channels[i]->waiting, lease);
-            courier->want_channels[i]->returned++;
-            courier->want_stations[i]->waiting_count++;
-            courier->want_stations[i]->waiting_bytes += lease->message.body.len;
+            struct station *station = courier->asked[i].station;
+            struct channel *channel = courier->asked[i].channel;
+            channel->returned++;
+            if (!settle_unsent(station, (size_t)(channel - station->channels), lease)) {
+                waiting_push(&channel->waiting, lease);
+                station->waiting_count++;
+                station->waiting_bytes += lease->message.body.len;
+            }
             return;
         }
     }
@@ -538,17 +669,30 @@ static void note_gate(struct station *station, int64_t closed_until_wall_ms)
     int64_t left_ms = closed_until_wall_ms - clock_wall_ms();
     if (left_ms > 0) {
         int64_t wait_ms = left_ms < GATE_RECHECK_MS ? left_ms : GATE_RECHECK_MS;
-        station->gate_until_ms = loop_now_ms(station->courier->loop) + wait_ms;
+        close_locally(station, wait_ms);
     }
+}
+
+/* What the answer says about one want; true when there may be more of it. */
+static bool note_answer(const struct asked *asked)
+{
+    struct channel *channel = asked->channel;
+    bool full = channel->asked > 0 && channel->returned >= channel->asked;
+    if (asked->expired_only) {
+        channel->full = false;
+        asked->station->probe_at_ms = full ? 0 : asked->station->probe_at_ms;
+    } else {
+        channel->full = full;
+    }
+    return full;
 }
 
 static void on_claimed(void *ctx, int status, struct queue_lease **leases, size_t count,
                        const int64_t *closed_until_ms)
 {
     struct courier *courier = ctx;
-    courier->claiming = false;
     for (size_t i = 0; i < courier->want_count; i++) {
-        courier->want_channels[i]->returned = 0;
+        courier->asked[i].channel->returned = 0;
     }
     for (size_t i = 0; i < count; i++) {
         take_lease(courier, leases[i]);
@@ -556,14 +700,13 @@ static void on_claimed(void *ctx, int status, struct queue_lease **leases, size_
     bool more = courier->again;
     courier->again = false;
     for (size_t i = 0; i < courier->want_count; i++) {
-        struct channel *channel = courier->want_channels[i];
-        channel->full = channel->returned >= channel->asked && channel->asked > 0;
-        more = more || channel->full;
+        more = note_answer(&courier->asked[i]) || more;
         if (status == ERR_OK) {
-            note_gate(courier->want_stations[i], closed_until_ms[i]);
+            note_gate(courier->asked[i].station, closed_until_ms[i]);
         }
     }
     courier->want_count = 0;
+    courier->claiming = false; /* not before: what is settled above must not end a drain */
     if (courier->draining) {
         for (size_t i = 0; i < courier->conf->backend_count; i++) {
             release_waiting(&courier->stations[i]);
@@ -670,6 +813,17 @@ static void abandon(struct courier *courier)
     }
 }
 
+/* What one delivery may carry: what the backend takes, and what its quotas can ever grant at once.
+ */
+static size_t recipients_max(const struct courier_backend_conf *conf)
+{
+    uint64_t max = conf->backend->recipients_per_message;
+    for (size_t i = 0; i < conf->recipient_window_count; i++) {
+        max = conf->recipient_windows[i].units < max ? conf->recipient_windows[i].units : max;
+    }
+    return max > 0 && max < BATCH_RECIPIENTS_MAX ? (size_t)max : BATCH_RECIPIENTS_MAX;
+}
+
 int courier_new(struct loop *loop, struct queue *queue, const struct courier_conf *conf,
                 struct events *events, struct courier_pace *pace, struct courier **out,
                 struct err *err)
@@ -689,6 +843,7 @@ int courier_new(struct loop *loop, struct queue *queue, const struct courier_con
         station->conf = &conf->backends[i];
         station->index = i;
         station->defaults = backend_defaults(station->conf->backend->type);
+        station->recipients_max = recipients_max(station->conf);
         int status = backend_open(&env, station->conf->backend, &station->backend, err);
         if (status != ERR_OK) {
             abandon(courier);
@@ -704,6 +859,7 @@ int courier_new(struct loop *loop, struct queue *queue, const struct courier_con
 static void courier_destroy(struct courier *courier)
 {
     loop_timer_stop(&courier->poll);
+    loop_timer_stop(&courier->drain_timer);
     loop_task_cancel(&courier->pump);
     for (size_t i = 0; i < courier->conf->backend_count; i++) {
         for (size_t l = 0; l < courier->conf->lane_count; l++) {
@@ -713,7 +869,9 @@ static void courier_destroy(struct courier *courier)
     void (*on_drained)(void *) = courier->on_drained;
     void *ctx = courier->on_drained_ctx;
     mem_free(courier);
-    on_drained(ctx);
+    if (on_drained != NULL) {
+        on_drained(ctx);
+    }
 }
 
 static bool quota_pending(const struct courier *courier)
@@ -728,10 +886,24 @@ static bool quota_pending(const struct courier *courier)
 
 static void drained_maybe(struct courier *courier)
 {
-    if (courier->draining && courier->flights == 0 && courier->settles == 0 && !courier->claiming &&
-        courier->open_backends == 0 && !quota_pending(courier)) {
-        courier_destroy(courier);
+    if (!courier->draining || courier->flights > 0 || courier->open_backends > 0) {
+        return;
     }
+    if (courier->settles == 0 && !courier->claiming && !quota_pending(courier)) {
+        courier_destroy(courier);
+    } else if (courier->overdue && courier->on_drained != NULL) {
+        /* Redis does not answer. Closing the queue ends its calls, the last of which ends us. */
+        void (*on_drained)(void *) = courier->on_drained;
+        courier->on_drained = NULL;
+        on_drained(courier->on_drained_ctx);
+    }
+}
+
+static void on_drain_overdue(void *ctx)
+{
+    struct courier *courier = ctx;
+    courier->overdue = true;
+    drained_maybe(courier);
 }
 
 static void on_backend_closed(void *ctx)
@@ -748,7 +920,8 @@ void courier_drain(struct courier *courier, int64_t grace_ms, void (*on_drained)
     courier->draining = true;
     courier->on_drained = on_drained;
     courier->on_drained_ctx = ctx;
-    courier->grace_ms = grace_ms;
+    loop_timer_start(courier->loop, &courier->drain_timer, grace_ms + DRAIN_SETTLE_MS,
+                     on_drain_overdue, courier);
     loop_timer_stop(&courier->poll);
     loop_task_cancel(&courier->pump);
     for (size_t i = 0; i < courier->conf->backend_count; i++) {

@@ -56,7 +56,8 @@ MUST_USE int courier_new(struct loop *loop, struct queue *queue, const struct co
 /* Work may be there. */
 void courier_hint(struct courier *courier);
 /* Claims no more, gives back what was not started, lets running deliveries end (at most
- * `grace_ms`), waits for their settlements, calls `on_drained`, and frees the courier. */
+ * `grace_ms`), waits for their settlements (5 s more), then calls `on_drained`: the caller closes
+ * the queue. The courier frees itself, at the latest with the last callback of the queue. */
 void courier_drain(struct courier *courier, int64_t grace_ms, void (*on_drained)(void *ctx),
                    void *ctx);
 
