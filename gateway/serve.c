@@ -215,6 +215,21 @@ static bool same_backends(const struct conf *a, const struct conf *b)
     return true;
 }
 
+/* Nobody would claim what was accepted into a lane the couriers do not know. */
+static bool lanes_known(const struct conf *before, const struct conf *after)
+{
+    for (size_t i = 0; i < after->lane_count; i++) {
+        size_t j = 0;
+        while (j < before->lane_count && strcmp(before->lanes[j].name, after->lanes[i].name) != 0) {
+            j++;
+        }
+        if (j == before->lane_count) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void apply_conf(struct serve *serve, struct conf *conf, struct snapshot *snapshot)
 {
     struct buf restart;
@@ -252,6 +267,9 @@ static void reload(struct serve *serve)
     } else if (!same_backends(serve->conf, conf)) {
         conf_unref(&conf);
         reload_failed(serve, "backends were added, removed or reordered, which needs a restart");
+    } else if (!lanes_known(serve->old_count > 0 ? serve->old[0] : serve->conf, conf)) {
+        conf_unref(&conf);
+        reload_failed(serve, "a lane was added, which needs a restart");
     } else if (serve->old_count == RELOADS_MAX) {
         conf_unref(&conf);
         reload_failed(serve, "too many reloads since the start, restart to go on");
@@ -341,7 +359,10 @@ static void on_signal(uv_signal_t *handle, int number)
 {
     struct serve *serve = handle->data;
     if (number == SIGHUP) {
-        reload(serve);
+        /* Fronts that drain are half gone and take no new configuration. */
+        if (!serve->draining) {
+            reload(serve);
+        }
         return;
     }
     drain(serve);

@@ -173,7 +173,7 @@ static int teardown(void **state)
 static void enqueue(struct world *world, const char *lane, size_t batches, size_t per_batch,
                     int64_t expires_in_ms)
 {
-    static char names[DRAFT_BATCHES][BATCH_RECIPIENTS_MAX][40];
+    static char names[DRAFT_BATCHES][BATCH_RECIPIENTS_MAX][64];
     struct draft *draft = &world->draft;
     draft_fill(draft, world->producer.queue, "erp", lane, batches, per_batch);
     draft->message.expires_ms = clock_wall_ms() + expires_in_ms;
@@ -251,7 +251,7 @@ static void test_more_recipients_than_the_backend_takes(void **state)
     WAIT(world, count_states(world, world->draft.id, RECIPIENT_DELIVERED) == 5);
     assert_int_equal(world->server.mail_count, 3);
     for (size_t i = 0; i < 5; i++) {
-        char address[20];
+        char address[32];
         (void)snprintf(address, sizeof address, "r0-%zu@", i);
         assert_int_equal(copies(world, address), 1);
     }
@@ -337,7 +337,7 @@ static void test_recipient_rates_below_a_batch(void **state)
     WAIT(world, count_states(world, world->draft.id, RECIPIENT_DELIVERED) == 7);
     assert_int_equal(world->server.mail_count, 3);
     for (size_t i = 0; i < 7; i++) {
-        char address[20];
+        char address[32];
         (void)snprintf(address, sizeof address, "r0-%zu@", i);
         assert_int_equal(copies(world, address), 1);
     }
