@@ -507,6 +507,7 @@ static void finish(struct serve *serve)
     for (size_t i = 0; i < 3; i++) {
         uv_close((uv_handle_t *)&serve->signals[i], NULL);
     }
+    (void)signal(SIGHUP, SIG_IGN); /* a late one shall not turn a good end into a bad one */
     loop_free(&serve->loop);
     struct snapshot none = {0};
     snapshot_take(serve, &none);

@@ -10,6 +10,7 @@ def test_reload_while_draining(tmp_path, sim):
     gateway = heave.Gateway(tmp_path, sim, changes={"threads": {"ingress": 2, "delivery": 2}})
     child = gateway.process.child
     child.send_signal(signal.SIGTERM)
+    heave.wait_until(lambda: "stop how=draining" in gateway.process.tail(), 10, "the drain")
     end = time.monotonic() + 60 * heave.PATIENCE
     while child.poll() is None:
         assert time.monotonic() < end, gateway.process.tail()
