@@ -387,10 +387,8 @@ static const char *decide_schedule(struct pending *pending)
             return "X-Heave-Send-At is more than a year ahead.";
         }
     }
-    if (submission->idempotency_key.len == 0) {
-        submission->idempotency_key = pending->facts.idempotency_key;
-    }
-    if (submission->idempotency_key.len > IDEMPOTENCY_KEY_MAX) {
+    if (submission->idempotency_key.len > IDEMPOTENCY_KEY_MAX ||
+        pending->facts.idempotency_key.len > IDEMPOTENCY_KEY_MAX) {
         return "The idempotency key is longer than 255 bytes.";
     }
     return NULL;
@@ -550,6 +548,28 @@ static struct span content_fingerprint(const struct submission *submission, char
     return span_make(room, sizeof digest * 2);
 }
 
+static void digest_more(unsigned char digest[32], struct span more)
+{
+    unsigned char both[64];
+    memcpy(both, digest, 32);
+    tls_sha256(more, both + 32);
+    tls_sha256(span_make((const char *)both, sizeof both), digest);
+}
+
+/* A key in the header belongs to the message and its envelope: a relay that hands on one message in
+ * several transactions, some of the recipients in each, must not lose all but the first. */
+static struct span envelope_key(const struct submission *submission, struct span key, char *room)
+{
+    unsigned char digest[32];
+    tls_sha256(key, digest);
+    digest_more(digest, submission->reverse_path);
+    for (size_t i = 0; i < submission->recipient_count; i++) {
+        digest_more(digest, submission->recipients[i]);
+    }
+    codec_hex(digest, sizeof digest, room);
+    return span_make(room, sizeof digest * 2);
+}
+
 static uint32_t message_flags(const struct submission *submission, struct span added,
                               struct span rest)
 {
@@ -578,13 +598,18 @@ static int enqueue(struct pending *pending, struct batch *batches, size_t batch_
         .batch_count = batch_count,
     };
     char hex[65];
+    char key_hex[65];
     pending->result.id = message.id;
     struct queue_idempotency idempotency = {0};
-    if (submission->idempotency_key.len > 0) {
+    struct span key = submission->idempotency_key;
+    if (key.len == 0 && pending->facts.idempotency_key.len > 0) {
+        key = envelope_key(submission, pending->facts.idempotency_key, key_hex);
+    }
+    if (key.len > 0) {
         bool given = submission->idempotency_fingerprint.len > 0;
         idempotency = (struct queue_idempotency){
             .scope = message.client,
-            .key = submission->idempotency_key,
+            .key = key,
             .fingerprint = given ? submission->idempotency_fingerprint
                                  : content_fingerprint(submission, hex),
             .answer = submission->make_answer != NULL

@@ -79,7 +79,8 @@ struct submission {
                       * RCPT has already said yes to each) */
     int64_t send_at_ms;          /* wall; 0: now */
     int64_t expires_in_ms;       /* 0: the lane's */
-    struct span idempotency_key; /* empty: none (header X-Heave-Idempotency-Key may set it) */
+    struct span idempotency_key; /* empty: that of the header X-Heave-Idempotency-Key, which counts
+                                    for one envelope, or none */
     struct span idempotency_fingerprint; /* what must be equal for a replay; empty: intake hashes
                                             the message */
     /* Makes the answer that is stored with the idempotency key and given back on replay; `result`
