@@ -14,6 +14,8 @@
 #define TRACE_BYTES_MAX 2048 /* Received, Date, Message-ID, From added in front */
 #define SUBJECT_BYTES_MAX 200
 #define IDEMPOTENCY_KEY_MAX 255
+#define TAG_BYTES_MAX 64
+#define TAGS_BYTES_MAX 1300 /* of all tags of a message */
 #define SEND_AT_MAX_MS (366LL * 24 * 3600 * 1000)
 #define SCRATCH_KEEP_BYTES (512 * 1024)
 
@@ -34,6 +36,7 @@ struct header_facts {
     struct span lane;
     struct span idempotency_key;
     struct span send_at;
+    struct span tags; /* each followed by a line feed */
     size_t received;
     bool has_from, has_date;
     bool foreign_from; /* a From mailbox this client may not use, or a From nobody can read */
@@ -228,7 +231,31 @@ static struct span cut_subject(struct span value, struct arena *arena)
     return copy;
 }
 
-static bool take_private_field(const struct field *field, struct header_facts *facts)
+/* A field may hold several tags with commas between; what is no tag is left out. */
+static void take_tags(struct span value, struct arena *arena, struct header_facts *facts)
+{
+    while (value.len > 0) {
+        struct span tag = span_trim(span_cut(&value, ','));
+        bool good = tag.len > 0 && tag.len <= TAG_BYTES_MAX &&
+                    facts->tags.len + tag.len < TAGS_BYTES_MAX;
+        for (size_t i = 0; i < tag.len; i++) {
+            good = good && isgraph((unsigned char)tag.data[i]);
+        }
+        char *longer = good ? arena_alloc(arena, facts->tags.len + tag.len + 1) : NULL;
+        if (longer == NULL) {
+            continue;
+        }
+        if (facts->tags.len > 0) {
+            memcpy(longer, facts->tags.data, facts->tags.len);
+        }
+        memcpy(longer + facts->tags.len, tag.data, tag.len);
+        longer[facts->tags.len + tag.len] = '\n';
+        facts->tags = span_make(longer, facts->tags.len + tag.len + 1);
+    }
+}
+
+static bool take_private_field(const struct field *field, struct arena *arena,
+                               struct header_facts *facts)
 {
     if (span_ieq(field->name, SPAN_LIT("Bcc")) || span_ieq(field->name, SPAN_LIT("Resent-Bcc"))) {
         facts->has_private = true;
@@ -245,6 +272,8 @@ static bool take_private_field(const struct field *field, struct header_facts *f
         facts->idempotency_key = value;
     } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Send-At"))) {
         facts->send_at = value;
+    } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Tag"))) {
+        take_tags(value, arena, facts);
     }
     return true;
 }
@@ -254,7 +283,7 @@ static void read_header(struct span header, const struct policy_client *client, 
 {
     struct field field;
     while (fields_next(&header, &field)) {
-        if (take_private_field(&field, facts)) {
+        if (take_private_field(&field, arena, facts)) {
             continue;
         }
         if (span_ieq(field.name, SPAN_LIT("Received"))) {
@@ -577,6 +606,20 @@ static uint32_t message_flags(const struct submission *submission, struct span a
     return submission->smtputf8 ? flags | MESSAGE_SMTPUTF8 : flags;
 }
 
+/* Who handed it in, for searching: "192.0.2.1 name-it-gave". */
+static struct span source_of(struct submission *submission)
+{
+    struct span address = span_of(submission->peer_address);
+    struct span helo = submission->helo.len > 0 ? safe_helo(submission->helo) : (struct span){0};
+    char *text = arena_alloc(&submission->arena, address.len + helo.len + 2);
+    if (text == NULL) {
+        return (struct span){0};
+    }
+    int len = snprintf(text, address.len + helo.len + 2, "%.*s%s%.*s", SPAN_FMT(address),
+                       helo.len > 0 ? " " : "", SPAN_FMT(helo));
+    return span_make(text, (size_t)len);
+}
+
 static int enqueue(struct pending *pending, struct batch *batches, size_t batch_count,
                    struct span added, struct span rest)
 {
@@ -589,6 +632,8 @@ static int enqueue(struct pending *pending, struct batch *batches, size_t batch_
         .header_from = pending->facts.from,
         .message_id = pending->facts.message_id,
         .subject = pending->facts.subject,
+        .source = source_of(submission),
+        .tags = pending->facts.tags,
         .accepted_ms = clock_wall_ms(),
         .expires_ms = pending->expires_ms,
         .flags = message_flags(submission, added, rest),

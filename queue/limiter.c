@@ -52,7 +52,8 @@ static int send_take(struct queue *queue, const char *scope, const struct limite
 {
     char tag[QUEUE_TAG_MAX];
     char key[QUEUE_TAG_MAX + SCOPE_MAX + 32];
-    queue_tag((uint32_t)(codec_fnv1a(span_of(scope)) % queue->conf->shards), tag);
+    uint32_t shard = (uint32_t)(codec_fnv1a(span_of(scope)) % queue->conf->shards);
+    queue_tag(shard, tag);
     struct redis_args args;
     redis_args_init(&args);
     for (size_t i = 0; i < window_count; i++) {
@@ -65,7 +66,7 @@ static int send_take(struct queue *queue, const char *scope, const struct limite
         redis_args_number(&args, (int64_t)windows[i].units);
         redis_args_number(&args, windows[i].window_ms);
     }
-    return redis_eval(queue->redis, SCRIPT_LIMIT_TAKE, window_count, &args, NULL, cb, ctx);
+    return nodes_eval(queue->nodes, shard, SCRIPT_LIMIT_TAKE, window_count, &args, NULL, cb, ctx);
 }
 
 int limiter_take(struct queue *queue, const char *scope, const struct limiter_window *windows,

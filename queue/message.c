@@ -7,7 +7,8 @@
 #include "gateway/base/err.h"
 
 enum {
-    STORED_VERSION = 1,
+    STORED_VERSION = 2, /* of messages; 1 had no source and no tags */
+    BATCH_VERSION = 1,
     LAST_REPLY_MAX = 300,
     VARINT_MAX = 10, /* bytes a 64-bit LEB128 number takes at most */
 };
@@ -114,6 +115,8 @@ int message_encode(const struct message *message, struct buf *out)
     add_text(out, &status, message->header_from);
     add_text(out, &status, message->message_id);
     add_text(out, &status, message->subject);
+    add_text(out, &status, message->source);
+    add_text(out, &status, message->tags);
     add_number(out, &status, (uint64_t)message->accepted_ms);
     add_number(out, &status, (uint64_t)message->expires_ms);
     add_number(out, &status, message->flags);
@@ -138,7 +141,7 @@ int batch_encode(const struct batch *batch, struct buf *out)
         return ERR_LIMIT;
     }
     size_t before = buf_len(out);
-    int status = buf_append_byte(out, STORED_VERSION);
+    int status = buf_append_byte(out, BATCH_VERSION);
     add_number(out, &status, batch->number);
     add_text(out, &status, batch->lane);
     add_text(out, &status, batch->backend);
@@ -200,12 +203,14 @@ static struct span read_text(struct reader *reader)
     return reader_take(reader, read_number(reader, SIZE_MAX));
 }
 
-static void read_version(struct reader *reader)
+/* The version, 1 to `newest`. */
+static int read_version(struct reader *reader, int newest)
 {
     struct span version = reader_take(reader, 1);
-    if (reader->status == 0 && version.data[0] != STORED_VERSION) {
+    if (reader->status == 0 && (version.data[0] < 1 || version.data[0] > newest)) {
         reader->status = ERR_UNSUPPORTED;
     }
+    return reader->status == 0 ? version.data[0] : 0;
 }
 
 /* All bytes must have been used: a longer record was not written by this version. */
@@ -221,13 +226,15 @@ int message_decode(struct span stored, struct message *out)
 {
     struct reader reader = {.rest = stored};
     struct message message = *out;
-    read_version(&reader);
+    int version = read_version(&reader, STORED_VERSION);
     message.client = read_text(&reader);
     message.lane = read_text(&reader);
     message.reverse_path = read_text(&reader);
     message.header_from = read_text(&reader);
     message.message_id = read_text(&reader);
     message.subject = read_text(&reader);
+    message.source = version >= 2 ? read_text(&reader) : (struct span){0};
+    message.tags = version >= 2 ? read_text(&reader) : (struct span){0};
     message.accepted_ms = (int64_t)read_number(&reader, UINT64_MAX);
     message.expires_ms = (int64_t)read_number(&reader, UINT64_MAX);
     message.flags = (uint32_t)read_number(&reader, UINT32_MAX);
@@ -250,7 +257,7 @@ int batch_decode(struct span stored, struct arena *arena, struct batch *out)
 {
     struct reader reader = {.rest = stored};
     struct batch batch = {.state = out->state, .due_ms = out->due_ms};
-    read_version(&reader);
+    (void)read_version(&reader, BATCH_VERSION); /* a wrong one is kept in the reader */
     batch.number = (uint32_t)read_number(&reader, UINT32_MAX);
     batch.lane = read_text(&reader);
     batch.backend = read_text(&reader);

@@ -94,6 +94,8 @@ struct message {
     struct span header_from;  /* address of the From field, for status and search */
     struct span message_id;   /* Message-ID field with <> */
     struct span subject;      /* decoded, cut to 200 bytes; kept for status */
+    struct span source;       /* the host that submitted it: "192.0.2.1 name-it-gave"; or empty */
+    struct span tags;         /* its tags, each followed by a line feed; or empty */
     int64_t accepted_ms;      /* wall time */
     int64_t expires_ms;       /* wall time */
     uint32_t flags;           /* enum message_flag */

@@ -102,7 +102,7 @@ void queue_pair_register(struct queue *queue, uint32_t shard, struct span pair)
     redis_args_text(&args, "SADD");
     redis_args_text(&args, key);
     redis_args_add(&args, pair);
-    if (redis_call(queue->redis, &args, NULL, NULL) != 0 || queue->pair_count >= PAIRS_MAX) {
+    if (nodes_call(queue->nodes, shard, &args, NULL, NULL) != 0 || queue->pair_count >= PAIRS_MAX) {
         return;
     }
     struct queue_pair *added = mem_zero(sizeof(*added));
@@ -183,7 +183,7 @@ static void sweep(void *ctx)
         redis_args_number(&head, queue->conf->retention_ms);
         redis_args_number(&head, SWEEP_MOST);
         redis_args_text(&head, loop_now_ms(queue->loop) >= queue->sweep_leases_ms ? "1" : "");
-        if (redis_eval(queue->redis, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
+        if (nodes_eval(queue->nodes, shard, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
             break;
         }
     }
@@ -271,7 +271,7 @@ struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
     }
     queue->redis_conf = (struct redis_conf){
         .server = conf, .scripts = queue_scripts, .script_count = SCRIPT_COUNT};
-    queue->redis = redis_open(loop, &queue->redis_conf, &redis_ops, queue);
+    queue->nodes = nodes_open(loop, &queue->redis_conf, &redis_ops, queue);
     if (ops->on_ready_hint != NULL) {
         queue->listener_conf = (struct redis_conf){.server = conf, .subscribe = "heave:ready"};
         queue->listener = redis_open(loop, &queue->listener_conf, &listener_ops, queue);
@@ -281,7 +281,7 @@ struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
 
 bool queue_is_up(const struct queue *queue)
 {
-    return !queue->closing && redis_is_up(queue->redis);
+    return !queue->closing && nodes_any_up(queue->nodes);
 }
 
 /* Closing. */
@@ -334,7 +334,7 @@ static void close_connections(void *ctx)
     flush(queue); /* finishes what could not be written */
     queue->redis_closing = true;
     queue->open_connections = queue->listener != NULL ? 2 : 1;
-    redis_close(queue->redis, on_connection_closed, queue);
+    nodes_close(queue->nodes, on_connection_closed, queue);
     if (queue->listener != NULL) {
         redis_close(queue->listener, on_connection_closed, queue);
     }
@@ -380,7 +380,7 @@ void queue_gate_close(struct queue *queue, const char *gate, int64_t until_ms, c
         redis_args_text(&head, gate);
         redis_args_number(&head, until_ms);
         redis_args_text(&head, reason != NULL ? reason : "");
-        if (redis_eval(queue->redis, SCRIPT_GATE, 1, &head, NULL, NULL, NULL) != 0) {
+        if (nodes_eval(queue->nodes, shard, SCRIPT_GATE, 1, &head, NULL, NULL, NULL) != 0) {
             break;
         }
     }

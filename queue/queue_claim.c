@@ -171,7 +171,7 @@ static void fetch_body(struct claim *claim, struct span entry, struct fetch **la
     redis_args_init(&args);
     redis_args_text(&args, "GET");
     redis_args_text(&args, key);
-    if (redis_call(claim->queue->redis, &args, on_body, fetch) != 0) {
+    if (nodes_call(claim->queue->nodes, claim->shard, &args, on_body, fetch) != 0) {
         mem_free(fetch);
         queue_lease_free(&claim->leases[index]);
         claim->lease_count--;
@@ -302,7 +302,7 @@ static void share_body(struct fetch *fetch, struct span text)
 {
     struct claim *claim = fetch->claim;
     struct queue_body *body = mem_zero(sizeof(*body));
-    body->arena = redis_take_reply(claim->queue->redis);
+    body->arena = nodes_take_reply(claim->queue->nodes, claim->shard);
     body->references = fetch->count;
     for (size_t i = 0; i < fetch->count; i++) {
         struct queue_lease *lease = claim->leases[fetch->first + i];
@@ -377,7 +377,8 @@ static int ask(struct claim *claim)
         redis_args_add(&wants, claim->wants[i].backend);
         redis_args_number(&wants, claim->wants[i].expired_only ? -(int64_t)most : most);
     }
-    return redis_eval(queue->redis, SCRIPT_CLAIM, 1, &head, &wants, on_claimed, claim);
+    return nodes_eval(queue->nodes, claim->shard, SCRIPT_CLAIM, 1, &head, &wants, on_claimed,
+                      claim);
 }
 
 static bool wants_more(const struct claim *claim)

@@ -175,8 +175,8 @@ static bool write_group(struct enqueue_group *group)
     redis_args_number(&group->keys, (int64_t)(queue->conf->max_bytes / queue->conf->shards));
     redis_args_number(&group->keys, IDEMPOTENCY_TTL_MS);
     redis_args_number(&group->keys, (int64_t)group->count);
-    int status = redis_eval(queue->redis, SCRIPT_ENQUEUE, key_count, &group->keys, &group->messages,
-                            on_stored, group);
+    int status = nodes_eval(queue->nodes, group->shard, SCRIPT_ENQUEUE, key_count, &group->keys,
+                            &group->messages, on_stored, group);
     if (status != 0) {
         fail_group(group, status == ERR_NOMEM || status == ERR_LIMIT ? ERR_UNAVAILABLE : status);
         group->next = queue->failed_groups;
@@ -188,11 +188,11 @@ static bool write_group(struct enqueue_group *group)
     return true;
 }
 
-static int send_wait(struct queue *queue, struct enqueue_wait *wait)
+static int send_wait(struct queue *queue, uint32_t shard, struct enqueue_wait *wait)
 {
     struct redis_args args;
     redis_args_init(&args);
-    if (redis_wait_kind(queue->redis) == REDIS_WAIT_AOF) {
+    if (nodes_wait_kind(queue->nodes, shard) == REDIS_WAIT_AOF) {
         redis_args_text(&args, "WAITAOF");
         redis_args_number(&args, 1);
         redis_args_number(&args, 0);
@@ -201,13 +201,13 @@ static int send_wait(struct queue *queue, struct enqueue_wait *wait)
         redis_args_number(&args, 1);
     }
     redis_args_number(&args, WAIT_TIMEOUT_MS);
-    return redis_call(queue->redis, &args, on_waited, wait);
+    return nodes_call(queue->nodes, shard, &args, on_waited, wait);
 }
 
 /* Writes the groups of `shard` .. and one wait for all of them when the durability asks for it. */
 static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end_shard)
 {
-    bool waits = redis_wait_kind(queue->redis) != REDIS_WAIT_NONE;
+    bool waits = nodes_wait_kind(queue->nodes, first_shard) != REDIS_WAIT_NONE;
     struct enqueue_wait *wait = waits ? mem_zero(sizeof(*wait)) : NULL;
     for (uint32_t shard = first_shard; shard < end_shard; shard++) {
         struct enqueue_group *group = queue->groups[shard];
@@ -232,7 +232,7 @@ static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end
         return;
     }
     wait->queue = queue;
-    if (send_wait(queue, wait) != 0) {
+    if (send_wait(queue, first_shard, wait) != 0) {
         /* The connection broke just now, or its output is full: the scripts' answers finish the
          * groups, but nothing vouches for what they stored. */
         for (struct enqueue_group *group = wait->groups; group != NULL; group = group->next) {
@@ -404,7 +404,7 @@ static int send_body(struct queue *queue, uint32_t shard, const struct message *
     redis_args_join(&args, message->prefix, message->body);
     redis_args_text(&args, "PX");
     redis_args_number(&args, BODY_ALONE_MS);
-    return redis_call(queue->redis, &args, NULL, NULL);
+    return nodes_call(queue->nodes, shard, &args, NULL, NULL);
 }
 
 /* Takes a message that could not be appended out of its group again. */
@@ -422,14 +422,14 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
     if (status == 0 && !queue_is_up(queue)) {
         status = ERR_UNAVAILABLE;
     }
+    uint32_t shard = queue_shard_of_id(queue, message->id);
     if (status == 0 &&
-        redis_waiting_bytes(queue->redis) + message_bytes(message) > WAITING_MAX_BYTES) {
+        nodes_waiting_bytes(queue->nodes, shard) + message_bytes(message) > WAITING_MAX_BYTES) {
         status = ERR_LIMIT;
     }
     if (status != 0) {
         return status;
     }
-    uint32_t shard = queue_shard_of_id(queue, message->id);
     if (message_bytes(message) > QUEUE_LARGE_BODY) {
         status = send_body(queue, shard, message);
         if (status != 0) {
@@ -459,7 +459,7 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
     if (group->count == GROUP_MESSAGES_MAX || buf_len(&group->messages.bytes) >= GROUP_BYTES_MAX) {
         /* Its callbacks run when Redis answers; a connection lost this moment is left to the flush.
          */
-        if (redis_is_up(queue->redis)) {
+        if (nodes_is_up(queue->nodes, shard)) {
             write_groups(queue, shard, shard + 1);
         }
     }

@@ -7,6 +7,7 @@
 #ifndef HEAVE_QUEUE_QUEUE_INTERNAL_H
 #define HEAVE_QUEUE_QUEUE_INTERNAL_H
 
+#include "queue/nodes.h"
 #include "queue/queue.h"
 #include "queue/redis.h"
 
@@ -49,7 +50,7 @@ struct queue {
     const struct queue_conf *conf;
     const struct queue_ops *ops;
     void *ctx;
-    struct redis *redis;
+    struct nodes *nodes;
     struct redis *listener; /* subscribed to hints; NULL when nobody wants them */
     struct redis_conf redis_conf;
     struct redis_conf listener_conf;

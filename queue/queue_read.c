@@ -95,9 +95,10 @@ static void on_shown(void *ctx, int status, const struct redis_value *value)
 static int send_show(struct queue *queue, struct span id, redis_cb cb, void *ctx)
 {
     struct redis_args head;
-    queue_call_begin(queue_shard_of_id(queue, id), &head);
+    uint32_t shard = queue_shard_of_id(queue, id);
+    queue_call_begin(shard, &head);
     redis_args_add(&head, id);
-    return redis_eval(queue->redis, SCRIPT_SHOW, 1, &head, NULL, cb, ctx);
+    return nodes_eval(queue->nodes, shard, SCRIPT_SHOW, 1, &head, NULL, cb, ctx);
 }
 
 int queue_show(struct queue *queue, struct span id, queue_show_cb cb, void *ctx)
@@ -331,7 +332,7 @@ static int ask_ids(struct list *list, uint32_t shard)
     redis_args_text(&head, list->unfinished_only ? "1" : "");
     redis_args_text(&head, list->client);
     redis_args_text(&head, list->lane);
-    int status = redis_eval(list->queue->redis, SCRIPT_LIST, 1, &head, NULL, on_ids, ask);
+    int status = nodes_eval(list->queue->nodes, shard, SCRIPT_LIST, 1, &head, NULL, on_ids, ask);
     if (status != 0) {
         mem_free(ask);
     }
@@ -527,7 +528,7 @@ int queue_totals(struct queue *queue, queue_totals_cb cb, void *ctx)
     for (uint32_t shard = 0; shard < queue->conf->shards && status == 0; shard++) {
         struct redis_args head;
         queue_call_begin(shard, &head);
-        status = redis_eval(queue->redis, SCRIPT_TOTALS, 1, &head, NULL, on_totals, totals);
+        status = nodes_eval(queue->nodes, shard, SCRIPT_TOTALS, 1, &head, NULL, on_totals, totals);
         totals->waiting += status == 0 ? 1 : 0;
     }
     if (totals->waiting > 0) {

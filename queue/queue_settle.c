@@ -73,7 +73,7 @@ static void write_starts(struct queue *queue, uint32_t shard)
     queue_call_begin(shard, &head);
     /* Nobody waits for the answer. Should the connection break just now, the heartbeat says it
      * again. */
-    if (redis_eval(queue->redis, SCRIPT_START, 1, &head, args, NULL, NULL) != 0) {
+    if (nodes_eval(queue->nodes, shard, SCRIPT_START, 1, &head, args, NULL, NULL) != 0) {
         redis_args_init(args);
     }
 }
@@ -178,7 +178,8 @@ static struct queue_lease *beat_some(struct queue *queue, uint32_t shard, struct
     }
     int status = ERR_UNAVAILABLE;
     if (beat->count > 0) {
-        status = redis_eval(queue->redis, SCRIPT_HEARTBEAT, 1, &head, &args, on_heartbeat, beat);
+        status = nodes_eval(queue->nodes, shard, SCRIPT_HEARTBEAT, 1, &head, &args, on_heartbeat,
+                            beat);
     } else {
         redis_args_release(&head);
         redis_args_release(&args);
@@ -296,7 +297,7 @@ static bool write_group(struct queue *queue, struct settle_group *group, uint32_
         args.count += item->args.count;
     }
     queue->settles_running++;
-    if (redis_eval(queue->redis, SCRIPT_SETTLE, 1, &head, &args, on_settled, group) == 0) {
+    if (nodes_eval(queue->nodes, shard, SCRIPT_SETTLE, 1, &head, &args, on_settled, group) == 0) {
         return true;
     }
     on_settled(group, ERR_TIMEOUT, NULL); /* back to the waiting list */
@@ -305,7 +306,7 @@ static bool write_group(struct queue *queue, struct settle_group *group, uint32_
 
 void queue_settle_write(struct queue *queue)
 {
-    while (queue->settle_first != NULL && redis_is_up(queue->redis)) {
+    while (queue->settle_first != NULL && nodes_any_up(queue->nodes)) {
         uint32_t shard = queue->settle_first->shard;
         if (!write_group(queue, collect(queue, shard), shard)) {
             return;

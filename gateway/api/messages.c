@@ -630,6 +630,15 @@ static size_t recipient_total(const struct message *message)
     return total;
 }
 
+static json_t *tags_of(struct span tags)
+{
+    json_t *list = json_array();
+    while (tags.len > 0) {
+        (void)json_array_append_new(list, api_text(span_cut(&tags, '\n')));
+    }
+    return list;
+}
+
 json_t *message_object(const struct message *message, size_t *budget)
 {
     size_t total = recipient_total(message);
@@ -643,6 +652,8 @@ json_t *message_object(const struct message *message, size_t *budget)
     (void)json_object_set_new(object, "from", api_text(message->header_from));
     (void)json_object_set_new(object, "reverse_path", api_text(message->reverse_path));
     (void)json_object_set_new(object, "subject", api_text(message->subject));
+    (void)json_object_set_new(object, "source", api_text(message->source));
+    (void)json_object_set_new(object, "tags", tags_of(message->tags));
     (void)json_object_set_new(object, "accepted_at", api_time(message->accepted_ms));
     (void)json_object_set_new(object, "expires_at", api_time(message->expires_ms));
     (void)json_object_set_new(object, "state", json_string(message_state(message)));

@@ -149,7 +149,8 @@ static const struct schema schemas[] = {
     {"Message",
      "{\"type\":\"object\",\"properties\":{\"id\":{\"type\":\"string\"},\"message_id\":{\"type\":\"string\"},\"client\":{"
      "\"type\":\"string\"},\"lane\":{\"type\":\"string\"},\"from\":{\"type\":\"string\"},\"reverse_path\":{\"type\":"
-     "\"string\"},\"subject\":{\"type\":\"string\"},\"accepted_at\":{\"type\":\"string\",\"format\":\"date-time\"},"
+     "\"string\"},\"subject\":{\"type\":\"string\"},\"source\":{\"type\":\"string\"},"
+     "\"tags\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}},\"accepted_at\":{\"type\":\"string\",\"format\":\"date-time\"},"
      "\"expires_at\":{\"type\":[\"string\",\"null\"],\"format\":\"date-time\"},\"state\":{\"enum\":[\"queued\",\"delivered\","
      "\"failed\",\"expired\",\"suppressed\",\"cancelled\",\"unknown\",\"partial\"],\"description\":\"queued while any "
      "recipient is; the state all recipients share; partial when they ended differently\"},\"counts\":{\"type\":\"object\","

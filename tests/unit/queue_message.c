@@ -19,6 +19,8 @@ static struct message sample_message(void)
         .header_from = SPAN_LIT("zabbix@contoso.com"),
         .message_id = SPAN_LIT("<1@contoso.com>"),
         .subject = SPAN_LIT("Größe"),
+        .source = SPAN_LIT("192.0.2.1 zabbix.contoso.com"),
+        .tags = SPAN_LIT("invoice\nmarch\n"),
         .accepted_ms = 1764000000123,
         .expires_ms = 1764086400123,
         .flags = MESSAGE_8BIT | MESSAGE_SMTPUTF8,
@@ -162,7 +164,7 @@ static void test_refuses_what_it_does_not_know(void **state)
     struct batch batch = {0};
     struct arena arena;
     arena_init(&arena, 1 << 20);
-    assert_int_equal(message_decode(SPAN_LIT("\x02\x00\x00"), &out), ERR_UNSUPPORTED);
+    assert_int_equal(message_decode(SPAN_LIT("\x03\x00\x00"), &out), ERR_UNSUPPORTED);
     assert_int_equal(message_decode(SPAN_LIT(""), &out), ERR_INVAL);
     /* A length of 2^63 and one of eleven bytes. */
     assert_int_equal(message_decode(SPAN_LIT("\x01\xff\xff\xff\xff\xff\xff\xff\xff\x7f"), &out),
