@@ -80,7 +80,7 @@ static int enqueue_one(struct bench *bench)
     char id[MESSAGE_ID_MAX + 1];
     struct recipient recipient = {.address = SPAN_LIT("operations@contoso.com")};
     struct batch batches[BATCHES_MAX];
-    queue_message_id(bench->in, id);
+    queue_message_id(bench->in, NULL, id);
     for (size_t i = 0; i < bench->batch_count; i++) {
         batches[i] = (struct batch){
             .number = (uint32_t)i,

@@ -53,6 +53,9 @@ struct pending {
     struct header_facts facts;
     struct span lane;
     int64_t expires_ms;
+    struct queue_idempotency idempotency; /* empty without a key */
+    char key_hex[65];
+    char fingerprint_hex[65];
     char id[MESSAGE_ID_MAX + 1];
     char made_message_id[MESSAGE_ID_MAX + 300];
 };
@@ -599,6 +602,26 @@ static struct span envelope_key(const struct submission *submission, struct span
     return span_make(room, sizeof digest * 2);
 }
 
+/* Scope, key and fingerprint; the answer is made when the id is known. */
+static void decide_idempotency(struct pending *pending)
+{
+    struct submission *submission = pending->submission;
+    struct span key = submission->idempotency_key;
+    if (key.len == 0 && pending->facts.idempotency_key.len > 0) {
+        key = envelope_key(submission, pending->facts.idempotency_key, pending->key_hex);
+    }
+    if (key.len == 0) {
+        return;
+    }
+    bool given = submission->idempotency_fingerprint.len > 0;
+    pending->idempotency = (struct queue_idempotency){
+        .scope = span_of(submission->client->conf->name),
+        .key = key,
+        .fingerprint = given ? submission->idempotency_fingerprint
+                             : content_fingerprint(submission, pending->fingerprint_hex),
+    };
+}
+
 static uint32_t message_flags(const struct submission *submission, struct span added,
                               struct span rest)
 {
@@ -642,29 +665,13 @@ static int enqueue(struct pending *pending, struct batch *batches, size_t batch_
         .batches = batches,
         .batch_count = batch_count,
     };
-    char hex[65];
-    char key_hex[65];
     pending->result.id = message.id;
-    struct queue_idempotency idempotency = {0};
-    struct span key = submission->idempotency_key;
-    if (key.len == 0 && pending->facts.idempotency_key.len > 0) {
-        key = envelope_key(submission, pending->facts.idempotency_key, key_hex);
-    }
-    if (key.len > 0) {
-        bool given = submission->idempotency_fingerprint.len > 0;
-        idempotency = (struct queue_idempotency){
-            .scope = message.client,
-            .key = key,
-            .fingerprint = given ? submission->idempotency_fingerprint
-                                 : content_fingerprint(submission, hex),
-            .answer = submission->make_answer != NULL
-                          ? submission->make_answer(submission, &pending->result)
-                          : (struct span){0},
-        };
+    if (pending->idempotency.key.len > 0 && submission->make_answer != NULL) {
+        pending->idempotency.answer = submission->make_answer(submission, &pending->result);
     }
     int64_t send_at = submission->send_at_ms > message.accepted_ms ? submission->send_at_ms : 0;
-    return queue_enqueue(pending->intake->queue, &message, send_at, &idempotency, on_enqueued,
-                         pending);
+    return queue_enqueue(pending->intake->queue, &message, send_at, &pending->idempotency,
+                         on_enqueued, pending);
 }
 
 /* Completes the header, and hands everything to the queue, which copies it before it returns. */
@@ -679,7 +686,8 @@ static void store(struct pending *pending, const struct route_plan *plan)
     struct span header;
     struct span rest;
     fields_split(pending->submission->message, &header, &rest);
-    queue_message_id(intake->queue, pending->id);
+    decide_idempotency(pending);
+    queue_message_id(intake->queue, &pending->idempotency, pending->id);
     buf_reset(&intake->scratch);
     int status = write_message(pending, header, &rest, &intake->scratch);
     if (status == ERR_OK) {

@@ -56,13 +56,33 @@ void queue_call_begin(uint32_t shard, struct redis_args *head)
     redis_args_text(head, tag);
 }
 
-void queue_message_id(struct queue *queue, char out[MESSAGE_ID_MAX + 1])
+/* FNV-1a, 64 bits. */
+static uint64_t hash_more(uint64_t hash, struct span bytes)
+{
+    for (size_t i = 0; i < bytes.len; i++) {
+        hash = (hash ^ (unsigned char)bytes.data[i]) * 1099511628211u;
+    }
+    return hash;
+}
+
+uint32_t queue_shard_of_key(const struct queue *queue, struct span scope, struct span key)
+{
+    uint64_t hash = hash_more(14695981039346656037u, scope);
+    hash = hash_more(hash, SPAN_LIT(":"));
+    return (uint32_t)(hash_more(hash, key) % queue->conf->shards);
+}
+
+void queue_message_id(struct queue *queue, const struct queue_idempotency *idempotency,
+                      char out[MESSAGE_ID_MAX + 1])
 {
     char ulid[CODEC_ULID_LEN + 1];
     codec_ulid(clock_wall_ms(), ulid);
     /* The messages of one turn share a shard, and so one script call; the next turn's go to the
      * next shard (queue_enqueue.c), which spreads them all the same. */
-    unsigned char shard = (unsigned char)(queue->id_shard % queue->conf->shards);
+    uint32_t shard = queue->id_shard % queue->conf->shards;
+    if (idempotency != NULL && idempotency->key.len > 0) {
+        shard = queue_shard_of_key(queue, idempotency->scope, idempotency->key);
+    }
     (void)snprintf(out, MESSAGE_ID_MAX + 1, "%s-%x", ulid, shard);
 }
 

@@ -75,9 +75,6 @@ struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
 void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx);
 bool queue_is_up(const struct queue *queue);
 
-/* A new identifier, time-ordered, carrying its shard. */
-void queue_message_id(struct queue *queue, char out[MESSAGE_ID_MAX + 1]);
-
 /* An idempotency key with its scope; all empty: none. */
 struct queue_idempotency {
     struct span scope; /* the client's name */
@@ -86,6 +83,12 @@ struct queue_idempotency {
         fingerprint;    /* hash of what was submitted: same key, other fingerprint is a conflict */
     struct span answer; /* stored and given back on replay */
 };
+
+/* A new identifier, time-ordered, carrying its shard. With a key (scope and key; the rest is not
+ * looked at) it is the key's shard, where the key is looked up and the message stored in one step;
+ * NULL or an empty key: any. */
+void queue_message_id(struct queue *queue, const struct queue_idempotency *idempotency,
+                      char out[MESSAGE_ID_MAX + 1]);
 
 struct queue_enqueued {
     bool replayed;      /* the key was known: nothing was enqueued */
@@ -99,8 +102,8 @@ typedef void (*queue_enqueue_cb)(void *ctx, int status, const struct queue_enque
  * (ERR_INVAL otherwise). The callback runs when they are durable at the configured level: only then
  * may the peer be told yes. `send_at_ms` > 0 (wall): the batches start DELAYED. The body and
  * records are copied to the connection's output before return. Errors: ERR_UNAVAILABLE (no
- * connection), ERR_LIMIT (too much waiting to be written), ERR_INVAL (no batch, a name),
- * ERR_CLOSED. */
+ * connection), ERR_LIMIT (too much waiting to be written), ERR_INVAL (no batch, a name, an id that
+ * was not made for this key), ERR_CLOSED. */
 MUST_USE int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
                            const struct queue_idempotency *idempotency, queue_enqueue_cb cb,
                            void *ctx);

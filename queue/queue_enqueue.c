@@ -281,13 +281,18 @@ void queue_enqueue_fail(struct queue *queue, int status)
     }
 }
 
-static int check_message(const struct message *message, const struct queue_idempotency *idempotency)
+static int check_message(const struct queue *queue, const struct message *message,
+                         const struct queue_idempotency *idempotency)
 {
     if (message->batch_count == 0 || message->id.len == 0 || message->id.len > MESSAGE_ID_MAX ||
         span_find(message->id, '/') < message->id.len) {
         return ERR_INVAL;
     }
-    if (idempotency != NULL && idempotency->key.len > IDEMPOTENCY_KEY_MAX) {
+    /* The key and its message are written by one script, which may touch one shard only. */
+    if (idempotency != NULL && idempotency->key.len > 0 &&
+        (idempotency->key.len > IDEMPOTENCY_KEY_MAX || idempotency->scope.len > QUEUE_NAMES_MAX ||
+         queue_shard_of_key(queue, idempotency->scope, idempotency->key) !=
+             queue_shard_of_id(queue, message->id))) {
         return ERR_INVAL;
     }
     for (size_t i = 0; i < message->batch_count; i++) {
@@ -338,18 +343,12 @@ static size_t open_recipients(const struct message *message)
     return count;
 }
 
-/* The key stands in a shard of its own choosing, by its hash: the same key must always be looked up
- * in the same place, whatever shard the message it comes with was given. */
-static void add_idempotency(struct queue *queue, struct redis_args *keys,
+static void add_idempotency(uint32_t shard, struct redis_args *keys,
                             const struct queue_idempotency *idempotency)
 {
     char name[QUEUE_TAG_MAX + 4 + QUEUE_NAMES_MAX + 2 + IDEMPOTENCY_KEY_MAX + 1];
     char tag[QUEUE_TAG_MAX];
-    uint64_t hash = 14695981039346656037u;
-    for (size_t i = 0; i < idempotency->key.len; i++) {
-        hash = (hash ^ (unsigned char)idempotency->key.data[i]) * 1099511628211u;
-    }
-    queue_tag((uint32_t)(hash % queue->conf->shards), tag);
+    queue_tag(shard, tag);
     size_t len = (size_t)snprintf(name, sizeof(name), "%s:i:%.*s:", tag,
                                   SPAN_FMT(idempotency->scope));
     memcpy(name + len, idempotency->key.data, idempotency->key.len);
@@ -386,7 +385,7 @@ static void add_message(struct enqueue_group *group, const struct message *messa
         add_batch(group->queue, group->shard, args, message, &message->batches[i], due_ms, &record);
     }
     if (keyed && args->status == 0) {
-        add_idempotency(group->queue, &group->keys, idempotency);
+        add_idempotency(group->shard, &group->keys, idempotency);
     }
     buf_release(&record);
 }
@@ -418,7 +417,7 @@ static void undo_message(struct enqueue_group *group, size_t bytes_before, size_
 int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
                   const struct queue_idempotency *idempotency, queue_enqueue_cb cb, void *ctx)
 {
-    int status = queue->closing ? ERR_CLOSED : check_message(message, idempotency);
+    int status = queue->closing ? ERR_CLOSED : check_message(queue, message, idempotency);
     if (status == 0 && !queue_is_up(queue)) {
         status = ERR_UNAVAILABLE;
     }

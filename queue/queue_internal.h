@@ -88,6 +88,8 @@ struct queue {
 /* "{h0}" */
 void queue_tag(uint32_t shard, char out[QUEUE_TAG_MAX]);
 uint32_t queue_shard_of_id(const struct queue *queue, struct span id);
+/* The shard that a key's record stands in, and so the message that comes with it. */
+uint32_t queue_shard_of_key(const struct queue *queue, struct span scope, struct span key);
 /* "{h0}:b:ID" */
 #define QUEUE_BODY_KEY_MAX (QUEUE_TAG_MAX + 4 + MESSAGE_ID_MAX)
 void queue_body_key(uint32_t shard, struct span id, char out[QUEUE_BODY_KEY_MAX]);

@@ -212,7 +212,7 @@ MAYBE_UNUSED static void draft_fill(struct draft *draft, struct queue *queue, co
                                     const char *lane, size_t batch_count, size_t per_batch)
 {
     memset(draft, 0, sizeof(*draft));
-    queue_message_id(queue, draft->id);
+    queue_message_id(queue, NULL, draft->id);
     draft->message = (struct message){
         .id = span_of(draft->id),
         .client = span_of(client),
@@ -239,6 +239,15 @@ MAYBE_UNUSED static void draft_fill(struct draft *draft, struct queue *queue, co
             draft->recipients[i][j].address = SPAN_LIT("anna@contoso.com");
         }
     }
+}
+
+/* One batch of one recipient, with an id made for the key. */
+MAYBE_UNUSED static void draft_fill_keyed(struct draft *draft, struct queue *queue,
+                                          const struct queue_idempotency *key)
+{
+    draft_fill(draft, queue, "erp", "normal", 1, 1);
+    queue_message_id(queue, key, draft->id);
+    draft->message.id = span_of(draft->id);
 }
 
 /* Results of calls. */

@@ -418,7 +418,7 @@ static void test_idempotency(void **state)
     static struct draft draft;
     struct outcome first;
     struct outcome second;
-    conf.shards = 8; /* the key must be found whatever shard the message has */
+    conf.shards = 8; /* the key is found, though another message would go to another shard */
     handle_open(rig_of(state), &handle, &conf);
     struct queue_idempotency key = {
         .scope = SPAN_LIT("erp"),
@@ -426,12 +426,12 @@ static void test_idempotency(void **state)
         .fingerprint = SPAN_LIT("abc"),
         .answer = SPAN_LIT("{\"accepted\":1}"),
     };
-    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    draft_fill_keyed(&draft, handle.queue, &key);
     assert_int_equal(enqueue_wait(&handle, &draft.message, 0, &key, &first), 0);
     assert_false(first.replayed);
     char first_id[MESSAGE_ID_MAX + 1];
     memcpy(first_id, draft.id, sizeof(first_id));
-    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    draft_fill_keyed(&draft, handle.queue, &key);
     assert_int_equal(enqueue_wait(&handle, &draft.message, 0, &key, &second), 0);
     assert_true(second.replayed);
     assert_string_equal(second.id, first_id);
@@ -441,8 +441,18 @@ static void test_idempotency(void **state)
     key.fingerprint = SPAN_LIT("abd");
     assert_int_equal(enqueue_wait(&handle, &draft.message, 0, &key, NULL), ERR_CONFLICT);
     key.scope = SPAN_LIT("zabbix");
+    draft_fill_keyed(&draft, handle.queue, &key);
     assert_int_equal(enqueue_wait(&handle, &draft.message, 0, &key, &second), 0);
     assert_false(second.replayed);
+    /* An id made for another key is refused: the script could not reach both shards. */
+    size_t refused = 0;
+    for (char at = '0'; at <= '9'; at++) {
+        key.key = span_make(&at, 1);
+        int status = enqueue_wait(&handle, &draft.message, 0, &key, NULL);
+        assert_true(status == ERR_INVAL || status == 0);
+        refused += status == ERR_INVAL ? 1 : 0;
+    }
+    assert_true(refused > 0);
     handle_close(&handle);
 }
 
