@@ -1,6 +1,7 @@
 #include "backends/http_client.h"
 
 #include "gateway/base/clock.h"
+#include "gateway/base/failpoint.h"
 
 #include <curl/curl.h>
 #include <pthread.h>
@@ -163,6 +164,9 @@ static size_t on_read(char *room, size_t size, size_t count, void *ctx)
     memcpy(room, body.data + exchange->body_sent, len);
     exchange->body_sent += len;
     exchange->complete = exchange->complete || exchange->body_sent == body.len;
+    if (len == 0 && exchange->complete) {
+        FAILPOINT("http-body-sent"); /* libcurl asks once more when all has gone */
+    }
     note_progress(exchange);
     return len;
 }
@@ -507,6 +511,7 @@ size_t http_client_pending(const struct http_client *client)
 static void exchange_report(struct exchange *exchange)
 {
     struct http_request *request = exchange->request;
+    FAILPOINT("http-answered");
     request->http_private = NULL;
     /* Unlinked first: the callback may send again, or close the client. */
     exchange->prev->next = exchange->next;

@@ -1,5 +1,6 @@
 #include "backends/smtp_client_internal.h"
 #include "gateway/base/codec.h"
+#include "gateway/base/failpoint.h"
 
 #include <stdio.h>
 
@@ -111,6 +112,7 @@ static int write_content(struct smtp_client *client, struct smtp_transaction *tr
                 return rc;
             }
             transaction->offset += chunk;
+            FAILPOINT("smtp-mid-content");
         }
     }
     return client->ops->write(client->ctx, transaction->line_state == LINE_START
@@ -134,6 +136,7 @@ static bool content_step(struct smtp_client *client)
     client->content = NULL;
     client->dot = transaction;
     owe(client, OWED_DOT, 0);
+    FAILPOINT("smtp-after-dot");
     return true;
 }
 
@@ -464,6 +467,7 @@ static void next_round(struct smtp_client *client, struct smtp_transaction *tran
 static void on_dot_reply(struct smtp_client *client)
 {
     struct smtp_transaction *transaction = client->dot;
+    FAILPOINT("smtp-answered");
     client->dot = NULL;
     if (client->reply.code / 100 != 2 || transaction->later == 0) {
         answer_rest(client, transaction, PHASE_DOT);

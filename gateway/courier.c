@@ -2,6 +2,7 @@
 
 #include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
+#include "gateway/base/failpoint.h"
 
 #include <assert.h>
 
@@ -305,6 +306,9 @@ static void settle_flight(struct flight *flight, const struct answer *answers, c
     settle_decide(&flight->lease->batch, &input, &result);
     const struct answer *worst = &answers[result.worst];
     report_attempt(flight, &result, worst, account);
+    if (result.mixed) {
+        FAILPOINT("settle-partial");
+    }
     settle(station, flight->lease, &result);
     if (result.close_gate) {
         close_gate(station, result.gate_wait_ms, worst->text);
@@ -375,6 +379,9 @@ static bool settle_unsent(struct station *station, size_t lane, struct queue_lea
     struct courier *courier = station->courier;
     int64_t now_ms = clock_wall_ms();
     struct settle_result result;
+    if (lease->was_started) {
+        FAILPOINT("settle-recovered");
+    }
     if (lease->was_started &&
         !settle_recovered(&lease->batch, &courier->conf->lanes[lane],
                           station->defaults->asks_when_unknown, now_ms, &result)) {
@@ -382,6 +389,7 @@ static bool settle_unsent(struct station *station, size_t lane, struct queue_lea
         return true;
     }
     if (lease->message.expires_ms <= now_ms || batch_open_count(&lease->batch) == 0) {
+        FAILPOINT("settle-expired");
         settle_expire(&lease->batch, now_ms, &result);
         settle(station, lease, &result);
         return true;
@@ -396,6 +404,7 @@ static void launch(struct station *station, size_t lane, struct queue_lease *lea
     if (settle_unsent(station, lane, lease)) {
         return;
     }
+    FAILPOINT("courier-before-send");
     struct flight *flight = flight_new(station, lane, lease);
     station->launched_ms = loop_now_ms(courier->loop);
     courier->flights++;
@@ -927,6 +936,7 @@ void courier_drain(struct courier *courier, int64_t grace_ms, void (*on_drained)
     for (size_t i = 0; i < courier->conf->backend_count; i++) {
         struct station *station = &courier->stations[i];
         station->closing = true;
+        FAILPOINT("drain-releasing");
         release_waiting(station);
         backend_close(&station->backend, grace_ms, on_backend_closed, courier);
     }

@@ -2,6 +2,7 @@
 
 #include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
+#include "gateway/base/failpoint.h"
 #include "gateway/base/tls.h"
 #include "queue/fields.h"
 
@@ -686,6 +687,7 @@ static void store(struct pending *pending, const struct route_plan *plan)
     struct span header;
     struct span rest;
     fields_split(pending->submission->message, &header, &rest);
+    FAILPOINT("intake-before-enqueue");
     decide_idempotency(pending);
     queue_message_id(intake->queue, &pending->idempotency, pending->id);
     buf_reset(&intake->scratch);

@@ -1,5 +1,6 @@
 #include "gateway/serve.h"
 
+#include "gateway/base/failpoint.h"
 #include "gateway/base/log.h"
 #include "gateway/base/tls.h"
 #include "gateway/dispatch.h"
@@ -245,6 +246,7 @@ static void apply_conf(struct serve *serve, struct conf *conf, struct snapshot *
     log_configure(conf->log.level, conf->log.form, conf->log.full_addresses);
     for (size_t i = 0; i < serve->worker_count; i++) {
         post_reload(&serve->workers[i]);
+        FAILPOINT("reload-applied");
     }
     struct front_conf admin = front_conf_of(serve, true);
     front_reconfigure(serve->admin, &admin);
@@ -256,6 +258,7 @@ static void apply_conf(struct serve *serve, struct conf *conf, struct snapshot *
 
 static void reload(struct serve *serve)
 {
+    FAILPOINT("reload-before");
     struct conf_report report;
     conf_report_init(&report);
     struct conf *conf = NULL;
@@ -343,6 +346,7 @@ static void drain(struct serve *serve)
         _exit(1);
     }
     serve->draining = true;
+    FAILPOINT("drain-begun");
     log_event(LOG_INFO, "stop", LOG_TEXT("how", "draining"),
               LOG_INT("timeout_ms", serve->conf->drain_timeout_ms));
     front_set_draining(serve->admin);
@@ -531,7 +535,7 @@ int serve_run(struct conf *conf, const char *file)
     serve->events = events_new();
     watch_signals(serve);
     struct err err = {0};
-    if (start(serve, &err) != ERR_OK) {
+    if (failpoint_setup(&err) != ERR_OK || start(serve, &err) != ERR_OK) {
         (void)fprintf(stderr, "heave: %s\n", err.text);
         if (serve->embedded != NULL && embedded_pid(serve->embedded) > 0) {
             (void)kill(embedded_pid(serve->embedded), SIGTERM);

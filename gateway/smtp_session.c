@@ -1,5 +1,6 @@
 #include "gateway/smtp_session.h"
 
+#include "gateway/base/failpoint.h"
 #include "gateway/smtp_session_private.h"
 
 #include <stdio.h>
@@ -254,6 +255,7 @@ static void on_result(struct submission *submission, const struct intake_result 
     struct smtp_session *s = submission->ctx;
     char room[80 + MESSAGE_ID_MAX];
     struct smtp_reply reply = reply_of_result(result, room, sizeof room);
+    FAILPOINT("smtp-before-reply");
     smtp_answer(s->machine, &reply, &s->server->out);
     arena_release(&submission->arena);
     s->submitted = false;

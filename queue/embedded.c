@@ -15,6 +15,7 @@
 #include "queue/embedded.h"
 
 #include "gateway/base/codec.h"
+#include "gateway/base/failpoint.h"
 #include "gateway/base/stream.h"
 
 #include <errno.h>
@@ -471,6 +472,7 @@ static int fork_child(struct embedded *embedded)
     (void)close(fds[1]);
     embedded->pid = pid;
     embedded->child = true;
+    FAILPOINT("embedded-started");
     write_pid(embedded);
     int status = open_output(embedded, fds[0]);
     return status != 0 ? status : watch_exit(embedded);
@@ -484,6 +486,7 @@ static void start_child(void *ctx)
         loop_timer_start(embedded->loop, &embedded->timer, 1, start_child, embedded);
         return;
     }
+    FAILPOINT("embedded-starting");
     embedded->phase = PHASE_STARTING;
     embedded->kept_len = 0;
     embedded->probe_ms = PROBE_FIRST_MS;

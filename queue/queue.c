@@ -8,6 +8,7 @@
 
 #include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
+#include "gateway/base/failpoint.h"
 
 #include <stdio.h>
 
@@ -182,6 +183,7 @@ static void on_swept(void *ctx, int status, const struct redis_value *value)
     if (status != 0 || value->type != REDIS_ARRAY || queue->closing) {
         return;
     }
+    FAILPOINT("sweep-answered");
     sweep_tell(queue, "lease_ended", redis_integer(redis_item(value, 0)));
     sweep_tell(queue, "lease_ended_started", redis_integer(redis_item(value, 1)));
     sweep_tell(queue, "expired", redis_integer(redis_item(value, 3)));
@@ -195,6 +197,7 @@ static void on_swept(void *ctx, int status, const struct redis_value *value)
 static void sweep(void *ctx)
 {
     struct queue *queue = ctx;
+    FAILPOINT("sweep-before-write");
     for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
         struct redis_args head;
         queue_call_begin(shard, &head);
@@ -232,6 +235,7 @@ static void on_redis_state(void *ctx, bool up, const char *why)
         return;
     }
     if (up) {
+        FAILPOINT("queue-up");
         pairs_forget(queue);
         /* Settlements that waited go first, and what was started and perhaps not heard is said
          * again. */
@@ -382,6 +386,7 @@ static void release_unstarted(struct queue *queue)
 void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx)
 {
     ASSERT(!queue->closing);
+    FAILPOINT("queue-close");
     release_unstarted(queue);
     queue->closing = true;
     queue->on_closed = on_closed;
@@ -394,6 +399,7 @@ void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx)
 
 void queue_gate_close(struct queue *queue, const char *gate, int64_t until_ms, const char *reason)
 {
+    FAILPOINT("gate-before-write");
     for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
         struct redis_args head;
         queue_call_begin(shard, &head);

@@ -2,6 +2,8 @@
  * out. */
 #include "queue/queue_internal.h"
 
+#include "gateway/base/failpoint.h"
+
 #include <stdio.h>
 
 enum {
@@ -315,6 +317,7 @@ static void share_body(struct fetch *fetch, struct span text)
 static void on_body(void *ctx, int status, const struct redis_value *value)
 {
     struct fetch *fetch = ctx;
+    FAILPOINT("claim-body-answered");
     struct claim *claim = fetch->claim;
     if (status == 0 && value->type == REDIS_TEXT) {
         share_body(fetch, value->text);
@@ -337,6 +340,7 @@ static void on_body(void *ctx, int status, const struct redis_value *value)
 static void on_claimed(void *ctx, int status, const struct redis_value *value)
 {
     struct claim *claim = ctx;
+    FAILPOINT("claim-answered");
     if (status != 0) {
         claim_finish(claim, status == ERR_PROTO ? ERR_UNAVAILABLE : status);
         return;
@@ -362,6 +366,7 @@ static int ask(struct claim *claim)
     struct queue *queue = claim->queue;
     struct redis_args head;
     struct redis_args wants;
+    FAILPOINT("claim-before-write");
     claim->lease_end_ms = loop_now_ms(queue->loop) + queue->conf->lease_ms;
     queue_call_begin(claim->shard, &head);
     redis_args_number(&head, queue->conf->lease_ms);

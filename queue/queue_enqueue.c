@@ -10,6 +10,8 @@
  * waits; under load the number of script calls follows the number of fsyncs, not of messages. */
 #include "queue/queue_internal.h"
 
+#include "gateway/base/failpoint.h"
+
 #include <stdio.h>
 
 enum {
@@ -123,6 +125,7 @@ static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *
 static void on_stored(void *ctx, int status, const struct redis_value *value)
 {
     struct enqueue_group *group = ctx;
+    FAILPOINT("enqueue-answered");
     group->answered = true;
     if (status == ERR_PROTO) {
         status = ERR_UNAVAILABLE; /* the script failed before it wrote: its reads come first */
@@ -142,6 +145,7 @@ static void on_stored(void *ctx, int status, const struct redis_value *value)
 static void on_waited(void *ctx, int status, const struct redis_value *value)
 {
     struct enqueue_wait *wait = ctx;
+    FAILPOINT("enqueue-wait-answered");
     /* WAIT answers how many replicas, WAITAOF [local fsyncs, replicas]. */
     int64_t count = value->type == REDIS_ARRAY ? redis_integer(redis_item(value, 0))
                                                : redis_integer(value);
@@ -175,6 +179,7 @@ static bool write_group(struct enqueue_group *group)
     redis_args_number(&group->keys, (int64_t)(queue->conf->max_bytes / queue->conf->shards));
     redis_args_number(&group->keys, IDEMPOTENCY_TTL_MS);
     redis_args_number(&group->keys, (int64_t)group->count);
+    FAILPOINT("enqueue-before-write");
     int status = nodes_eval(queue->nodes, group->shard, SCRIPT_ENQUEUE, key_count, &group->keys,
                             &group->messages, on_stored, group);
     if (status != 0) {
@@ -434,6 +439,7 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
         if (status != 0) {
             return status == ERR_NOMEM ? ERR_LIMIT : status;
         }
+        FAILPOINT("enqueue-body-ahead");
     }
     if (queue->groups[shard] == NULL) {
         queue->groups[shard] = group_new(queue, shard);

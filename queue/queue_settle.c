@@ -7,6 +7,8 @@
  * repetition harmless (settle.lua). */
 #include "queue/queue_internal.h"
 
+#include "gateway/base/failpoint.h"
+
 #include <stdio.h>
 
 enum {
@@ -71,11 +73,13 @@ static void write_starts(struct queue *queue, uint32_t shard)
     }
     struct redis_args head;
     queue_call_begin(shard, &head);
+    FAILPOINT("start-before-write");
     /* Nobody waits for the answer. Should the connection break just now, the heartbeat says it
      * again. */
     if (nodes_eval(queue->nodes, shard, SCRIPT_START, 1, &head, args, NULL, NULL) != 0) {
         redis_args_init(args);
     }
+    FAILPOINT("start-written");
 }
 
 void queue_start_flush(struct queue *queue)
@@ -87,7 +91,7 @@ void queue_start_flush(struct queue *queue)
 
 int queue_start(struct queue *queue, struct queue_lease *lease)
 {
-    if (!queue_is_up(queue)) {
+    if (!queue_is_up(queue) || FAILPOINT_ERROR("start-refused")) {
         return ERR_UNAVAILABLE;
     }
     /* Redis may have been away for longer than the lease: then the batch has been given to others,
@@ -133,6 +137,7 @@ static void lease_name(const struct queue_lease *lease, char out[LEASE_NAME_MAX]
 static void on_heartbeat(void *ctx, int status, const struct redis_value *value)
 {
     struct heartbeat *beat = ctx;
+    FAILPOINT("heartbeat-answered");
     /* Leases may have been settled and freed meanwhile; those still in the ring stand in the same
      * order. */
     struct queue_lease *ring = &beat->queue->leases;
@@ -178,6 +183,7 @@ static struct queue_lease *beat_some(struct queue *queue, uint32_t shard, struct
     }
     int status = ERR_UNAVAILABLE;
     if (beat->count > 0) {
+        FAILPOINT("heartbeat-before-write");
         status = nodes_eval(queue->nodes, shard, SCRIPT_HEARTBEAT, 1, &head, &args, on_heartbeat,
                             beat);
     } else {
@@ -232,6 +238,7 @@ static void retry_settles(void *ctx)
 static void on_settled(void *ctx, int status, const struct redis_value *value)
 {
     struct settle_group *group = ctx;
+    FAILPOINT("settle-answered");
     struct queue *queue = group->queue;
     ASSERT(queue->settles_running > 0);
     queue->settles_running--;
@@ -296,6 +303,7 @@ static bool write_group(struct queue *queue, struct settle_group *group, uint32_
         }
         args.count += item->args.count;
     }
+    FAILPOINT("settle-before-write");
     queue->settles_running++;
     if (nodes_eval(queue->nodes, shard, SCRIPT_SETTLE, 1, &head, &args, on_settled, group) == 0) {
         return true;
@@ -494,6 +502,7 @@ void queue_release(struct queue *queue, struct queue_lease *lease)
     struct settle_item *item = item_new(queue_shard_of_id(queue, lease->message.id), entry,
                                         lease->token, "B");
     add_unwritten(item, span_of(pair), lease->message.client);
+    FAILPOINT("release-before-write");
     lease_unlink(lease);
     item_queue(queue, item);
 }

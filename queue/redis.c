@@ -7,6 +7,7 @@
 
 #include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
+#include "gateway/base/failpoint.h"
 #include "gateway/base/stream.h"
 #include "queue/redis_internal.h"
 
@@ -271,6 +272,7 @@ static int write_request(struct redis *redis, struct redis_request *request)
     struct stream *stream = redis->stream;
     struct buf *head = &request->head.bytes;
     int status = stream_write(stream, span_make(text, (size_t)len));
+    status = FAILPOINT_ERROR("redis-write-fails") ? ERR_LIMIT : status;
     if (status == 0 && request->script < 0 && buf_len(head) >= GIVE_FROM_BYTES) {
         redis->waiting_bytes -= buf_len(head);
         status = stream_give(stream, head);
@@ -317,6 +319,7 @@ static int submit_request(struct redis *redis, const struct redis_request *templ
     if (status == 0 && redis_waiting_bytes(redis) > WAITING_MAX_BYTES) {
         status = ERR_LIMIT;
     }
+    status = status == 0 && FAILPOINT_ERROR("redis-refuses") ? ERR_LIMIT : status;
     if (status == 0 && (redis->stream == NULL || redis->dropping)) {
         status = ERR_UNAVAILABLE;
     }
@@ -456,7 +459,9 @@ static size_t on_data(void *ctx, struct span bytes)
         if (reply == NULL) {
             break;
         }
-        if (redis->first != NULL) {
+        if (redis->first != NULL && FAILPOINT_ERROR("redis-answer-lost")) {
+            redis_drop(redis, "A fail point lost an answer.");
+        } else if (redis->first != NULL) {
             take_reply(redis, reply);
         } else if (redis->conf->subscribe != NULL && redis->phase == REDIS_UP) {
             take_push(redis, reply);

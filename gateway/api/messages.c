@@ -4,6 +4,7 @@
 #include "gateway/api/problem.h"
 #include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
+#include "gateway/base/failpoint.h"
 #include "gateway/base/tls.h"
 #include "gateway/mime.h"
 #include "queue/fields.h"
@@ -128,6 +129,7 @@ static void answer_refused(struct api_call *call, const struct intake_result *re
 static void messages_on_result(struct submission *submission, const struct intake_result *result)
 {
     struct api_call *call = submission->ctx;
+    FAILPOINT("api-before-reply");
     if (!api_call_resume(call)) {
         return; /* the peer went; the message is accepted or not all the same */
     }

@@ -1,5 +1,7 @@
 #include "gateway/base/clock.h"
 
+#include "gateway/base/failpoint.h"
+
 #include <stdio.h>
 #include <time.h>
 
@@ -40,7 +42,7 @@ int64_t clock_mono_us(void)
 
 int64_t clock_wall_ms(void)
 {
-    return read_clock_us(CLOCK_REALTIME) / 1000;
+    return read_clock_us(CLOCK_REALTIME) / 1000 + failpoint_clock_offset_ms();
 }
 
 /* Days since 1970-01-01 of a date in the proleptic Gregorian calendar. Years are counted from 1

@@ -1,6 +1,7 @@
 #include "gateway/base/stream.h"
 
 #include "gateway/base/dial.h"
+#include "gateway/base/failpoint.h"
 #include "gateway/base/resolve.h"
 
 #include <stdio.h>
@@ -378,6 +379,7 @@ static void flush(void *ctx)
         if (!send_flight(s)) {
             return;
         }
+        FAILPOINT("stream-written");
     }
     tell_drained(s);
     if (s->state == FLUSHING && !s->writing) {
