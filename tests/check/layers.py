@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # The pure part of queue/ that backends may see, and what of it the world may see.
 QUEUE_FOR_BACKENDS = {"queue/message.h", "queue/fields.h"}
-QUEUE_PUBLIC = QUEUE_FOR_BACKENDS | {"queue/queue.h", "queue/limiter.h", "queue/embedded.h"}
+QUEUE_PUBLIC = QUEUE_FOR_BACKENDS | {"queue/queue.h", "queue/limiter.h", "queue/embedded.h", "queue/keyring.h"}
 
 # Library header -> the files that may include it (prefixes).
 HOMES = {
@@ -16,7 +16,7 @@ HOMES = {
              "backends/http_client"],
     "llhttp.h": ["gateway/http1"],
     "nghttp2/nghttp2.h": ["gateway/http2"],
-    "openssl/": ["gateway/base/tls", "backends/token", "backends/acs", "bench/sim/"],
+    "openssl/": ["gateway/base/tls", "gateway/base/seal", "backends/token", "backends/acs", "bench/sim/"],
     "curl/curl.h": ["backends/http_client", "gateway/cli/client"],
     "hiredis": ["queue/redis"],
     "jansson.h": ["gateway/api/", "gateway/cli/", "gateway/conf_print", "backends/acs", "backends/graph", "backends/rest",
@@ -26,7 +26,7 @@ HOMES = {
     "glib": ["gateway/mime"],
     "crypt.h": ["gateway/policy"],
     "idn2.h": ["gateway/route"],
-    "zstd.h": ["queue/message"],
+    "zstd.h": ["queue/body"],
 }
 
 
