@@ -93,8 +93,8 @@ static void close_gate(struct station *station, int64_t wait_ms, const char *rea
            !atomic_compare_exchange_weak_explicit(shared, &current, until_ms, memory_order_relaxed,
                                                   memory_order_relaxed)) {
     }
-    queue_gate_close(courier->queue, station->conf->backend->name, clock_wall_ms() + wait_ms,
-                     reason);
+    queue_gate_close(courier->queue, station->conf->backend->name,
+                     queue_wall_ms(courier->queue) + wait_ms, reason);
     station_release_waiting(station);
 }
 
@@ -116,16 +116,16 @@ static void report_outcome(struct station *station, const struct queue_lease *le
     if (count == 0) {
         return;
     }
-    events_outcome(station->courier->events,
-                   &(struct event_outcome){
-                       .id = lease->message.id,
-                       .batch = lease->batch.number,
-                       .lane = lease->batch.lane,
-                       .backend = station->conf->backend->name,
-                       .state = state,
-                       .recipients = count,
-                       .age_ms = clock_wall_ms() - lease->message.accepted_ms,
-                   });
+    events_outcome(station->courier->events, &(struct event_outcome){
+                                                 .id = lease->message.id,
+                                                 .batch = lease->batch.number,
+                                                 .lane = lease->batch.lane,
+                                                 .backend = station->conf->backend->name,
+                                                 .state = state,
+                                                 .recipients = count,
+                                                 .age_ms = queue_wall_ms(station->courier->queue) -
+                                                           lease->message.accepted_ms,
+                                             });
 }
 
 /* Writes the result and frees the lease. */
@@ -192,7 +192,7 @@ static void settle_flight(struct flight *flight, const struct answer *answers, c
     struct settle_input input = {
         .lane = &courier->conf->lanes[flight->lane],
         .asks_when_unknown = station->defaults->asks_when_unknown,
-        .now_ms = clock_wall_ms(),
+        .now_ms = queue_wall_ms(courier->queue),
         .expires_ms = flight->lease->message.expires_ms,
         .answers = answers,
         .map = flight->map,
@@ -275,7 +275,7 @@ static struct flight *flight_new(struct station *station, size_t lane, struct qu
 bool station_settle_unsent(struct station *station, size_t lane, struct queue_lease *lease)
 {
     struct courier *courier = station->courier;
-    int64_t now_ms = clock_wall_ms();
+    int64_t now_ms = queue_wall_ms(courier->queue);
     struct settle_result result;
     if (lease->was_started) {
         FAILPOINT("settle-recovered");

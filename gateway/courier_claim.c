@@ -131,7 +131,7 @@ static void note_gate(struct station *station, int64_t closed_until_wall_ms)
     if (closed_until_wall_ms == 0) {
         return;
     }
-    int64_t left_ms = closed_until_wall_ms - clock_wall_ms();
+    int64_t left_ms = closed_until_wall_ms - queue_wall_ms(station->courier->queue);
     if (left_ms > 0) {
         int64_t wait_ms = left_ms < GATE_RECHECK_MS ? left_ms : GATE_RECHECK_MS;
         station_close_locally(station, wait_ms);

@@ -452,7 +452,7 @@ static bool check_message(struct pending *pending)
         return false;
     }
     const char *reason = decide_schedule(pending);
-    reason = reason != NULL ? reason : decide_lane(pending, clock_wall_ms());
+    reason = reason != NULL ? reason : decide_lane(pending, queue_wall_ms(pending->intake->queue));
     if (reason != NULL) {
         refuse(pending, INTAKE_BAD_MESSAGE, reason);
         return false;
@@ -658,7 +658,7 @@ static int enqueue(struct pending *pending, struct batch *batches, size_t batch_
         .subject = pending->facts.subject,
         .source = source_of(submission),
         .tags = pending->facts.tags,
-        .accepted_ms = clock_wall_ms(),
+        .accepted_ms = queue_wall_ms(pending->intake->queue),
         .expires_ms = pending->expires_ms,
         .flags = message_flags(submission, added, rest),
         .prefix = added,
@@ -691,7 +691,10 @@ static void store(struct pending *pending, const struct route_plan *plan)
     decide_idempotency(pending);
     queue_message_id(intake->queue, &pending->idempotency, pending->id);
     buf_reset(&intake->scratch);
-    int status = write_message(pending, header, &rest, &intake->scratch);
+    /* By a wrong clock it could be born expired. */
+    int status = queue_clock_known(intake->queue)
+                     ? write_message(pending, header, &rest, &intake->scratch)
+                     : ERR_UNAVAILABLE;
     if (status == ERR_OK) {
         status = enqueue(pending, batches, plan->batch_count, buf_span(&intake->scratch), rest);
     }

@@ -6,7 +6,6 @@
  * failed; the handle is freed. */
 #include "queue/queue_internal.h"
 
-#include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
 #include "gateway/base/failpoint.h"
 
@@ -77,7 +76,7 @@ void queue_message_id(struct queue *queue, const struct queue_idempotency *idemp
                       char out[MESSAGE_ID_MAX + 1])
 {
     char ulid[CODEC_ULID_LEN + 1];
-    codec_ulid(clock_wall_ms(), ulid);
+    codec_ulid(queue_wall_ms(queue), ulid);
     /* The messages of one turn share a shard, and so one script call; the next turn's go to the
      * next shard (queue_enqueue.c), which spreads them all the same. */
     uint32_t shard = queue->id_shard % queue->conf->shards;
@@ -236,6 +235,7 @@ static void on_redis_state(void *ctx, bool up, const char *why)
     }
     if (up) {
         FAILPOINT("queue-up");
+        queue_clock_ask(queue);
         pairs_forget(queue);
         /* Settlements that waited go first, and what was started and perhaps not heard is said
          * again. */
@@ -250,6 +250,7 @@ static void on_redis_state(void *ctx, bool up, const char *why)
     } else {
         loop_timer_stop(&queue->heartbeat_timer);
         loop_timer_stop(&queue->sweep_timer);
+        loop_timer_stop(&queue->clock_timer);
     }
     if (queue->ops->on_state != NULL) {
         queue->ops->on_state(queue->ctx, up, why);
@@ -338,6 +339,7 @@ static void on_connection_closed(void *ctx)
     pairs_forget(queue);
     loop_timer_stop(&queue->heartbeat_timer);
     loop_timer_stop(&queue->sweep_timer);
+    loop_timer_stop(&queue->clock_timer);
     loop_timer_stop(&queue->settle_timer);
     loop_timer_stop(&queue->close_timer);
     loop_task_cancel(&queue->flush_task);

@@ -74,6 +74,12 @@ struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
  * s), then calls `on_closed` and frees the handle. */
 void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx);
 bool queue_is_up(const struct queue *queue);
+/* Wall time by the server's clock, milliseconds since 1970, carried on by the monotonic clock
+ * between the server's answers: what expiries, due times and gates are compared and written with,
+ * whatever this machine's own clock says. That one is returned while the server's is not known,
+ * which it is before anything claimed is handed out. */
+int64_t queue_wall_ms(const struct queue *queue);
+bool queue_clock_known(const struct queue *queue);
 
 /* An idempotency key with its scope; all empty: none. */
 struct queue_idempotency {

@@ -72,6 +72,9 @@ struct queue {
     struct loop_task hint_task;
     struct loop_timer heartbeat_timer;
     struct loop_timer sweep_timer;
+    struct loop_timer clock_timer;
+    int64_t clock_offset_ms; /* the server's wall clock minus our monotonic one */
+    bool clock_known;
     int64_t sweep_leases_ms; /* loop time from which on ended leases are swept */
     struct loop_timer settle_timer;
     struct loop_timer close_timer;
@@ -102,6 +105,9 @@ void queue_flush_later(struct queue *queue);
 /* The same at once, before a command that must see it. No callback runs. */
 void queue_flush_now(struct queue *queue);
 void queue_close_step(struct queue *queue);
+
+/* queue_clock.c: asks the server's time now and each second; `ctx` is the handle */
+void queue_clock_ask(void *ctx);
 
 /* queue_enqueue.c */
 void queue_enqueue_write(struct queue *queue);

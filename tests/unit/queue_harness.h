@@ -178,12 +178,23 @@ MAYBE_UNUSED static const struct queue_ops handle_ops = {
     .on_sweep = handle_on_sweep,
 };
 
+MAYBE_UNUSED static void rig_tick(void *ctx)
+{
+    struct rig *rig = ctx;
+    loop_stop(rig->loop);
+}
+
 MAYBE_UNUSED static void handle_open(struct rig *rig, struct handle *handle,
                                      const struct queue_conf *conf)
 {
     *handle = (struct handle){.rig = rig, .conf = *conf};
     handle->queue = queue_open(rig->loop, &handle->conf, &handle_ops, handle);
     RIG_WAIT(rig, handle->up);
+    /* The server's time comes just after, and no callback tells. */
+    while (!queue_clock_known(handle->queue)) {
+        loop_timer_start(rig->loop, &rig->guard, 1, rig_tick, rig);
+        loop_run(rig->loop);
+    }
 }
 
 MAYBE_UNUSED static void handle_on_closed(void *ctx)
