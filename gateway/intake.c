@@ -10,13 +10,19 @@
 
 /* Invariants every path keeps:
  *  - on_result runs exactly once per submission, and never inside intake_submit();
- *  - ACCEPTED is said only from the queue's callback with status 0. */
+ *  - ACCEPTED is said only from the queue's callback with status 0;
+ *  - between the reservation of a key and the store the configuration may change: what was decided
+ *    before is kept by copies, not by pointers into the snapshot;
+ *  - a reserved key is given back at every end but two: stored, and perhaps stored. */
 
 #define TRACE_BYTES_MAX 2048 /* Received, Date, Message-ID, From added in front */
 #define SUBJECT_BYTES_MAX 200
 #define IDEMPOTENCY_KEY_MAX 255
 #define TAG_BYTES_MAX 64
 #define TAGS_BYTES_MAX 1300 /* of all tags of a message */
+/* How long a key belongs to a gateway that has died: longer than an enqueue may take to be known.
+ */
+#define KEY_HOLD_MS 60000
 #define SEND_AT_MAX_MS (366LL * 24 * 3600 * 1000)
 #define SCRATCH_KEEP_BYTES (512 * 1024)
 
@@ -54,7 +60,12 @@ struct pending {
     struct header_facts facts;
     struct span lane;
     int64_t expires_ms;
+    struct batch *batches;
+    size_t batch_count;
+    bool taken;    /* on_message_taken was said */
+    bool reserved; /* the key is, or may be, ours to give back: nothing was stored under it */
     struct queue_idempotency idempotency; /* empty without a key */
+    char owner[QUEUE_OWNER_MAX];
     char key_hex[65];
     char fingerprint_hex[65];
     char id[MESSAGE_ID_MAX + 1];
@@ -70,6 +81,8 @@ const char *intake_verdict_name(enum intake_verdict verdict)
         return "replayed";
     case INTAKE_CONFLICT:
         return "conflict";
+    case INTAKE_RUNNING:
+        return "running";
     case INTAKE_SENDER_DENIED:
         return "sender-denied";
     case INTAKE_NO_RECIPIENT:
@@ -162,6 +175,16 @@ const char *intake_recipient_check(const struct intake *intake, const struct pol
     return route_objection(intake->conf->route, &request, address);
 }
 
+static void let_message_go(struct pending *pending)
+{
+    if (!pending->taken) {
+        pending->taken = true;
+        if (pending->submission->on_message_taken != NULL) {
+            pending->submission->on_message_taken(pending->submission);
+        }
+    }
+}
+
 /* Ends a submission: reports it, then tells its owner. Runs from the loop, never inside
  * intake_submit(). */
 static void finish(void *ctx)
@@ -170,6 +193,10 @@ static void finish(void *ctx)
     struct intake *intake = pending->intake;
     struct submission *submission = pending->submission;
     const struct intake_result *result = &pending->result;
+    let_message_go(pending);
+    if (pending->reserved) {
+        queue_key_give_back(intake->queue, &pending->idempotency);
+    }
     events_message(intake->events, &(struct event_message){
                                        .id = result->id,
                                        .protocol = submission->with,
@@ -194,6 +221,7 @@ static void refuse(struct pending *pending, enum intake_verdict verdict, const c
 {
     pending->result.verdict = verdict;
     pending->result.detail = detail;
+    let_message_go(pending);
     loop_defer(pending->intake->loop, &pending->task, LOOP_TASK_QUEUE, finish, pending);
 }
 
@@ -457,6 +485,11 @@ static bool check_message(struct pending *pending)
         refuse(pending, INTAKE_BAD_MESSAGE, reason);
         return false;
     }
+    pending->lane = arena_dup(&pending->submission->arena, pending->lane);
+    if (pending->lane.data == NULL) {
+        refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");
+        return false;
+    }
     return true;
 }
 
@@ -537,10 +570,13 @@ static struct batch *make_batches(struct pending *pending, const struct route_pl
         batches[b] = (struct batch){
             .number = (uint32_t)b,
             .lane = pending->lane,
-            .backend = span_of(route->backends[cut->backend].name),
+            .backend = arena_dup(arena, span_of(route->backends[cut->backend].name)),
             .recipients = recipients,
             .recipient_count = cut->recipient_count,
         };
+        if (batches[b].backend.data == NULL) {
+            return NULL;
+        }
         for (size_t r = 0; r < cut->recipient_count; r++) {
             recipients[r] = (struct recipient){.address = cut->recipients[r]};
         }
@@ -549,10 +585,17 @@ static struct batch *make_batches(struct pending *pending, const struct route_pl
     return batches;
 }
 
+static const char key_conflict[] = "The idempotency key was used before with other content.";
+static const char key_running[] =
+    "A message with this idempotency key is being taken right now; try again in a moment.";
+
 static void on_enqueued(void *ctx, int status, const struct queue_enqueued *enqueued)
 {
     struct pending *pending = ctx;
     struct intake_result *result = &pending->result;
+    /* Perhaps stored: who comes again must find the key reserved, or the answer. */
+    bool in_doubt = status == ERR_TIMEOUT || status == ERR_CLOSED;
+    pending->reserved = pending->reserved && status != ERR_OK && !in_doubt;
     if (status == ERR_OK && enqueued->replayed) {
         result->verdict = INTAKE_REPLAYED;
         result->id = enqueued->id;
@@ -565,7 +608,10 @@ static void on_enqueued(void *ctx, int status, const struct queue_enqueued *enqu
         result->detail = "The queue is full; try again later.";
     } else if (status == ERR_CONFLICT) {
         result->verdict = INTAKE_CONFLICT;
-        result->detail = "The idempotency key was used before with other content.";
+        result->detail = key_conflict;
+    } else if (status == ERR_BUSY) {
+        result->verdict = INTAKE_RUNNING;
+        result->detail = key_running;
     } else {
         result->verdict = INTAKE_UNAVAILABLE;
         result->detail = "The queue cannot be reached; try again later.";
@@ -644,8 +690,7 @@ static struct span source_of(struct submission *submission)
     return span_make(text, (size_t)len);
 }
 
-static int enqueue(struct pending *pending, struct batch *batches, size_t batch_count,
-                   struct span added, struct span rest)
+static int enqueue(struct pending *pending, struct span added, struct span rest)
 {
     struct submission *submission = pending->submission;
     struct message message = {
@@ -663,8 +708,8 @@ static int enqueue(struct pending *pending, struct batch *batches, size_t batch_
         .flags = message_flags(submission, added, rest),
         .prefix = added,
         .body = rest,
-        .batches = batches,
-        .batch_count = batch_count,
+        .batches = pending->batches,
+        .batch_count = pending->batch_count,
     };
     pending->result.id = message.id;
     if (pending->idempotency.key.len > 0 && submission->make_answer != NULL) {
@@ -676,19 +721,13 @@ static int enqueue(struct pending *pending, struct batch *batches, size_t batch_
 }
 
 /* Completes the header, and hands everything to the queue, which copies it before it returns. */
-static void store(struct pending *pending, const struct route_plan *plan)
+static void store(struct pending *pending)
 {
     struct intake *intake = pending->intake;
-    struct batch *batches = make_batches(pending, plan);
-    if (batches == NULL) {
-        refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");
-        return;
-    }
     struct span header;
     struct span rest;
     fields_split(pending->submission->message, &header, &rest);
     FAILPOINT("intake-before-enqueue");
-    decide_idempotency(pending);
     queue_message_id(intake->queue, &pending->idempotency, pending->id);
     buf_reset(&intake->scratch);
     /* By a wrong clock it could be born expired. */
@@ -696,12 +735,63 @@ static void store(struct pending *pending, const struct route_plan *plan)
                      ? write_message(pending, header, &rest, &intake->scratch)
                      : ERR_UNAVAILABLE;
     if (status == ERR_OK) {
-        status = enqueue(pending, batches, plan->batch_count, buf_span(&intake->scratch), rest);
+        status = enqueue(pending, buf_span(&intake->scratch), rest);
     }
     if (intake->scratch.cap > SCRATCH_KEEP_BYTES) {
         buf_release(&intake->scratch);
     }
     if (status != ERR_OK) {
+        refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
+        return;
+    }
+    let_message_go(pending);
+}
+
+static void on_key(void *ctx, int status, const struct queue_key_found *found)
+{
+    struct pending *pending = ctx;
+    struct intake_result *result = &pending->result;
+    if (status != ERR_OK) {
+        pending->reserved = true; /* perhaps */
+        result->verdict = INTAKE_UNAVAILABLE;
+        result->detail = "The queue cannot be reached; try again later.";
+        finish(pending);
+        return;
+    }
+    switch (found->state) {
+    case QUEUE_KEY_FRESH:
+        pending->reserved = true;
+        store(pending);
+        return;
+    case QUEUE_KEY_REPLAY:
+        result->verdict = INTAKE_REPLAYED;
+        result->id = found->id;
+        result->answer = found->answer;
+        break;
+    case QUEUE_KEY_CONFLICT:
+        result->verdict = INTAKE_CONFLICT;
+        result->detail = key_conflict;
+        break;
+    case QUEUE_KEY_RUNNING:
+        result->verdict = INTAKE_RUNNING;
+        result->detail = key_running;
+        break;
+    }
+    finish(pending);
+}
+
+/* A message with a key is stored when the key is reserved, others at once. */
+static void reserve_and_store(struct pending *pending)
+{
+    struct intake *intake = pending->intake;
+    decide_idempotency(pending);
+    if (pending->idempotency.key.len == 0) {
+        store(pending);
+        return;
+    }
+    queue_key_owner(intake->queue, pending->owner);
+    pending->idempotency.owner = span_of(pending->owner);
+    if (queue_key_begin(intake->queue, &pending->idempotency, KEY_HOLD_MS, on_key, pending) != 0) {
         refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
     }
 }
@@ -742,7 +832,14 @@ void intake_submit(struct intake *intake, struct submission *submission)
         refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");
         return;
     }
-    if (acceptable(pending, &plan)) {
-        store(pending, &plan);
+    if (!acceptable(pending, &plan)) {
+        return;
     }
+    pending->batches = make_batches(pending, &plan);
+    pending->batch_count = plan.batch_count;
+    if (pending->batches == NULL) {
+        refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");
+        return;
+    }
+    reserve_and_store(pending);
 }

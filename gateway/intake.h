@@ -35,6 +35,7 @@ enum intake_verdict {
     INTAKE_ACCEPTED,
     INTAKE_REPLAYED,      /* idempotency key known: same answer again */
     INTAKE_CONFLICT,      /* idempotency key with other content */
+    INTAKE_RUNNING,       /* idempotency key of a submission that is being taken: 451 4.3.0 / 409 */
     INTAKE_SENDER_DENIED, /* client may not use this sender */
     INTAKE_NO_RECIPIENT,  /* none left that may be sent to */
     INTAKE_BAD_MESSAGE,   /* header broken beyond use, loop limit, bad X-Heave-* value */
@@ -63,7 +64,7 @@ struct intake_result {
 };
 
 /* One message as handed in. The caller fills the first part; everything must stay valid until the
- * callback, except for the bytes of `message`, which are used inside intake_submit() alone. */
+ * callback, except for the bytes of `message`, which are used until on_message_taken. */
 struct submission {
     struct arena arena;                 /* caller inits and releases; intake allocates here */
     const struct policy_client *client; /* who was authorised; never NULL */
@@ -91,6 +92,9 @@ struct submission {
     struct span helo;         /* EHLO argument; empty over HTTP */
     const char *with;         /* "ESMTPSA", "SMTP", "HTTPS", ... RFC 3848 */
     const char *tls_version;  /* "" when plain */
+    /* The bytes of `message` are not needed any more: called once, perhaps inside intake_submit(),
+     * before on_result. May be NULL. */
+    void (*on_message_taken)(struct submission *submission);
     /* Called when accepted durable or refused, exactly once, on the loop, never inside
      * intake_submit(). */
     void (*on_result)(struct submission *submission, const struct intake_result *result);

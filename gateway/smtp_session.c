@@ -227,11 +227,11 @@ static const struct {
     unsigned code;
     const char *enhanced;
 } verdict_replies[] = {
-    [INTAKE_ACCEPTED] = {250, "2.0.0"},     [INTAKE_REPLAYED] = {250, "2.0.0"},
-    [INTAKE_CONFLICT] = {554, "5.6.0"},     [INTAKE_SENDER_DENIED] = {550, "5.7.1"},
-    [INTAKE_NO_RECIPIENT] = {554, "5.5.1"}, [INTAKE_BAD_MESSAGE] = {554, "5.6.0"},
-    [INTAKE_TOO_LARGE] = {552, "5.3.4"},    [INTAKE_FULL] = {452, "4.3.1"},
-    [INTAKE_UNAVAILABLE] = {451, "4.3.0"},
+    [INTAKE_ACCEPTED] = {250, "2.0.0"},      [INTAKE_REPLAYED] = {250, "2.0.0"},
+    [INTAKE_CONFLICT] = {554, "5.6.0"},      [INTAKE_RUNNING] = {451, "4.3.0"},
+    [INTAKE_SENDER_DENIED] = {550, "5.7.1"}, [INTAKE_NO_RECIPIENT] = {554, "5.5.1"},
+    [INTAKE_BAD_MESSAGE] = {554, "5.6.0"},   [INTAKE_TOO_LARGE] = {552, "5.3.4"},
+    [INTAKE_FULL] = {452, "4.3.1"},          [INTAKE_UNAVAILABLE] = {451, "4.3.0"},
 };
 
 static struct smtp_reply reply_of_result(const struct intake_result *result, char *room,
@@ -268,6 +268,14 @@ static void on_result(struct submission *submission, const struct intake_result 
     resume_if_unread(s);
 }
 
+/* The queue has a copy; the answer may take its time. */
+static void on_message_taken(struct submission *submission)
+{
+    struct smtp_session *s = submission->ctx;
+    smtp_forget_message(s->machine);
+    account_held(s);
+}
+
 static void submit(struct smtp_session *s)
 {
     const struct smtp_transaction *t = smtp_transaction(s->machine);
@@ -283,6 +291,7 @@ static void submit(struct smtp_session *s)
         .helo = smtp_helo(s->machine),
         .with = smtp_with(s->machine),
         .tls_version = s->tls_version,
+        .on_message_taken = on_message_taken,
         .on_result = on_result,
         .ctx = s,
     };
@@ -291,7 +300,6 @@ static void submit(struct smtp_session *s)
                                          SUBMISSION_EXTRA_BYTES);
     s->submitted = true;
     intake_submit(s->server->intake, &s->submission);
-    smtp_forget_message(s->machine); /* the queue has a copy; the answer may take its time */
 }
 
 /* ---- The stream ---- */

@@ -2,10 +2,11 @@
 --
 -- KEYS: shard tag, then one idempotency key for each message that has one, in order.
 -- ARGV: max_bytes (0: no limit), idempotency ttl ms, number of messages; then per message
---   id, charge, expires_ms, stored message, body, recipients, fingerprint, answer (both '' without a key),
+--   id, charge, expires_ms, stored message, body, recipients, 'owner|fingerprint', answer (both '' without a key),
 --   flags (1: there is a key, 2: the body is large and was SET before with an expiry), number of batches; then per batch
 --   entry, pair, client, due_ms (0: ready), stored batch.
--- Reply: per message 0 (stored), 1 (full), 2 (conflict), 3 (its large body did not arrive) or {id, answer} (known key).
+-- Reply: per message 0 (stored), 1 (full), 2 (conflict), 3 (its large body did not arrive),
+--   4 (its key is reserved by another owner) or {id, answer} (known key).
 --
 -- Everything of the group is collected first and written with a few variadic calls: the price of a call
 -- is most of the price of a script.
@@ -51,11 +52,15 @@ end
 local function known()
     local key = KEYS[next_key]
     next_key = next_key + 1
-    local old = redis.call('HMGET', key, 'f', 'i', 'a')
-    if not old[1] then
-        return nil, key
+    local old = redis.call('HMGET', key, 'f', 'i', 'a', 't')
+    local owner, fingerprint = string.match(ARGV[at + 6], '^([^|]*)|(.*)$')
+    if not old[2] then
+        if old[4] and old[4] ~= owner then
+            return 4
+        end
+        return nil, key, fingerprint
     end
-    if old[1] ~= ARGV[at + 6] then
+    if old[1] ~= fingerprint then
         return 2
     end
     return {old[2], old[3]}
@@ -64,11 +69,11 @@ end
 for i = 1, tonumber(ARGV[3]) do
     local id, charge = ARGV[at], tonumber(ARGV[at + 1])
     local batches = tonumber(ARGV[at + 9])
-    local reply, key = nil, nil
+    local reply, key, fingerprint = nil, nil, nil
     local flags = tonumber(ARGV[at + 8])
     local body_key = tag .. ':b:' .. id
     if flags % 2 == 1 then
-        reply, key = known()
+        reply, key, fingerprint = known()
     end
     if not reply and max_bytes > 0 and used + charge > max_bytes then
         reply = 1
@@ -114,7 +119,7 @@ for i = 1, tonumber(ARGV[3]) do
             b = b + 5
         end
         if key then
-            redis.call('HSET', key, 'f', ARGV[at + 6], 'i', id, 'a', ARGV[at + 7])
+            redis.call('HSET', key, 'f', fingerprint, 'i', id, 'a', ARGV[at + 7])
             redis.call('PEXPIRE', key, ARGV[2])
         end
     end

@@ -13,7 +13,8 @@
  *
  * Statuses passed to callbacks: 0; ERR_UNAVAILABLE (Redis away, loading, read-only, out of memory
  * for writes; the outcome of a write is then unknown only if `ERR_TIMEOUT`); ERR_FULL (admission);
- * ERR_STALE (lease lost); ERR_NOTFOUND; ERR_CONFLICT (idempotency key with other content);
+ * ERR_STALE (lease lost); ERR_NOTFOUND; ERR_CONFLICT (idempotency key with other content); ERR_BUSY
+ * (idempotency key reserved by somebody else);
  * ERR_CLOSED (handle closed). */
 #ifndef HEAVE_QUEUE_QUEUE_H
 #define HEAVE_QUEUE_QUEUE_H
@@ -88,7 +89,10 @@ struct queue_idempotency {
     struct span
         fingerprint;    /* hash of what was submitted: same key, other fingerprint is a conflict */
     struct span answer; /* stored and given back on replay */
+    struct span owner;  /* who reserved the key, from queue_key_owner(); empty: nobody did */
 };
+#define QUEUE_KEY_MAX 255
+#define QUEUE_OWNER_MAX 36
 
 /* A new identifier, time-ordered, carrying its shard. With a key (scope and key; the rest is not
  * looked at) it is the key's shard, where the key is looked up and the message stored in one step;
@@ -113,6 +117,41 @@ typedef void (*queue_enqueue_cb)(void *ctx, int status, const struct queue_enque
 MUST_USE int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
                            const struct queue_idempotency *idempotency, queue_enqueue_cb cb,
                            void *ctx);
+
+/* A key is reserved while its submission is being taken, so that a second one with the same key
+ * neither doubles the work nor is told something that may not come true:
+ *
+ *   (none) -- queue_key_begin --> reserved -- queue_enqueue --> known for 24 h
+ *      ^                             |
+ *      +--- queue_key_give_back, or `hold_ms` without either (its owner died) ---+
+ *
+ * queue_enqueue() with the reservation's `owner` makes it the final record in the step that stores
+ * the message. A reservation that ended meanwhile is no harm: the enqueue then finds the key free
+ * or known, or is told ERR_BUSY because somebody else has reserved it. */
+enum queue_key_state {
+    QUEUE_KEY_FRESH,    /* reserved for this owner */
+    QUEUE_KEY_REPLAY,   /* known: id and answer */
+    QUEUE_KEY_CONFLICT, /* known with another fingerprint */
+    QUEUE_KEY_RUNNING,  /* reserved by somebody else */
+};
+struct queue_key_found {
+    enum queue_key_state state;
+    struct span id;
+    struct span answer;
+    int64_t held_ms; /* RUNNING: the reservation ends after so long at the latest */
+};
+typedef void (*queue_key_cb)(void *ctx, int status, const struct queue_key_found *found);
+
+/* A name for the owner of a reservation, different each time. */
+void queue_key_owner(struct queue *queue, char out[QUEUE_OWNER_MAX]);
+/* Looks the key up and reserves it when it is free. Needs scope, key, fingerprint and owner. The
+ * callback's status may be ERR_TIMEOUT: then it may be reserved. Errors: ERR_UNAVAILABLE, ERR_INVAL
+ * (too long, no owner), ERR_CLOSED. */
+MUST_USE int queue_key_begin(struct queue *queue, const struct queue_idempotency *key,
+                             int64_t hold_ms, queue_key_cb cb, void *ctx);
+/* Frees a key that this owner reserved and under which nothing was stored. Not after an enqueue
+ * whose outcome is unknown (ERR_TIMEOUT, ERR_CLOSED): what may have been stored must stay known. */
+void queue_key_give_back(struct queue *queue, const struct queue_idempotency *key);
 
 /* A claimed batch. Memory belongs to the receiver until queue_lease_free(); settle or release
  * first. */

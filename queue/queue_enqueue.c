@@ -21,7 +21,6 @@ enum {
     RECORD_BYTES_MAX = 1024 * 1024,
     RECORD_BYTES_USUAL = 1000, /* reserved at once */
     IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000,
-    IDEMPOTENCY_KEY_MAX = 255,
     BODY_ALONE_MS = 3600 * 1000,
     WAIT_TIMEOUT_MS = 8000, /* below the connection's own deadline */
 };
@@ -107,7 +106,7 @@ static void take_replay(struct enqueue_waiter *waiter, const struct redis_value 
 
 static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *reply)
 {
-    enum { STORED, FULL, CONFLICT };
+    enum { STORED, FULL, CONFLICT, BODY_MISSING, RESERVED };
     if (reply->type == REDIS_ARRAY) {
         take_replay(waiter, reply);
     } else if (reply->type != REDIS_INTEGER) {
@@ -116,6 +115,8 @@ static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *
         waiter->status = ERR_FULL;
     } else if (reply->integer == CONFLICT) {
         waiter->status = ERR_CONFLICT;
+    } else if (reply->integer == RESERVED) {
+        waiter->status = ERR_BUSY;
     } else if (reply->integer != STORED) {
         waiter->status =
             ERR_UNAVAILABLE; /* the SET of its large body was refused: memory is full */
@@ -142,14 +143,20 @@ static void on_stored(void *ctx, int status, const struct redis_value *value)
     }
 }
 
+bool queue_wait_reached(const struct queue *queue, const struct redis_value *value)
+{
+    (void)queue; /* one replica is enough at every durability */
+    /* WAIT answers how many replicas, WAITAOF [local fsyncs, replicas]. */
+    int64_t count = value->type == REDIS_ARRAY ? redis_integer(redis_item(value, 0))
+                                               : redis_integer(value);
+    return count >= 1;
+}
+
 static void on_waited(void *ctx, int status, const struct redis_value *value)
 {
     struct enqueue_wait *wait = ctx;
     FAILPOINT("enqueue-wait-answered");
-    /* WAIT answers how many replicas, WAITAOF [local fsyncs, replicas]. */
-    int64_t count = value->type == REDIS_ARRAY ? redis_integer(redis_item(value, 0))
-                                               : redis_integer(value);
-    bool durable = status == 0 && count >= 1;
+    bool durable = status == 0 && queue_wait_reached(wait->queue, value);
     while (wait->groups != NULL) {
         struct enqueue_group *group = wait->groups;
         wait->groups = group->next;
@@ -193,7 +200,7 @@ static bool write_group(struct enqueue_group *group)
     return true;
 }
 
-static int send_wait(struct queue *queue, uint32_t shard, struct enqueue_wait *wait)
+int queue_wait_send(struct queue *queue, uint32_t shard, redis_cb cb, void *ctx)
 {
     struct redis_args args;
     redis_args_init(&args);
@@ -206,7 +213,7 @@ static int send_wait(struct queue *queue, uint32_t shard, struct enqueue_wait *w
         redis_args_number(&args, 1);
     }
     redis_args_number(&args, WAIT_TIMEOUT_MS);
-    return nodes_call(queue->nodes, shard, &args, on_waited, wait);
+    return nodes_call(queue->nodes, shard, &args, cb, ctx);
 }
 
 /* Writes the groups of `shard` .. and one wait for all of them when the durability asks for it. */
@@ -237,7 +244,7 @@ static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end
         return;
     }
     wait->queue = queue;
-    if (send_wait(queue, first_shard, wait) != 0) {
+    if (queue_wait_send(queue, first_shard, on_waited, wait) != 0) {
         /* The connection broke just now, or its output is full: the scripts' answers finish the
          * groups, but nothing vouches for what they stored. */
         for (struct enqueue_group *group = wait->groups; group != NULL; group = group->next) {
@@ -295,7 +302,8 @@ static int check_message(const struct queue *queue, const struct message *messag
     }
     /* The key and its message are written by one script, which may touch one shard only. */
     if (idempotency != NULL && idempotency->key.len > 0 &&
-        (idempotency->key.len > IDEMPOTENCY_KEY_MAX || idempotency->scope.len > QUEUE_NAMES_MAX ||
+        (idempotency->key.len > QUEUE_KEY_MAX || idempotency->owner.len >= QUEUE_OWNER_MAX ||
+         idempotency->scope.len > QUEUE_NAMES_MAX ||
          queue_shard_of_key(queue, idempotency->scope, idempotency->key) !=
              queue_shard_of_id(queue, message->id))) {
         return ERR_INVAL;
@@ -348,16 +356,22 @@ static size_t open_recipients(const struct message *message)
     return count;
 }
 
-static void add_idempotency(uint32_t shard, struct redis_args *keys,
-                            const struct queue_idempotency *idempotency)
+void queue_key_add(uint32_t shard, struct redis_args *keys, const struct queue_idempotency *key)
 {
-    char name[QUEUE_TAG_MAX + 4 + QUEUE_NAMES_MAX + 2 + IDEMPOTENCY_KEY_MAX + 1];
+    char name[QUEUE_TAG_MAX + 4 + QUEUE_NAMES_MAX + 2 + QUEUE_KEY_MAX + 1];
     char tag[QUEUE_TAG_MAX];
     queue_tag(shard, tag);
-    size_t len = (size_t)snprintf(name, sizeof(name), "%s:i:%.*s:", tag,
-                                  SPAN_FMT(idempotency->scope));
-    memcpy(name + len, idempotency->key.data, idempotency->key.len);
-    redis_args_add(keys, span_make(name, len + idempotency->key.len));
+    size_t len = (size_t)snprintf(name, sizeof(name), "%s:i:%.*s:", tag, SPAN_FMT(key->scope));
+    memcpy(name + len, key->key.data, key->key.len);
+    redis_args_add(keys, span_make(name, len + key->key.len));
+}
+
+/* "owner|fingerprint" */
+static void add_claim_to_key(struct redis_args *args, const struct queue_idempotency *key)
+{
+    char owner[QUEUE_OWNER_MAX + 1];
+    int len = snprintf(owner, sizeof(owner), "%.*s|", SPAN_FMT(key->owner));
+    redis_args_join(args, span_make(owner, (size_t)len), key->fingerprint);
 }
 
 static void add_message(struct enqueue_group *group, const struct message *message, int64_t due_ms,
@@ -382,7 +396,11 @@ static void add_message(struct enqueue_group *group, const struct message *messa
         redis_args_join(args, message->prefix, message->body);
     }
     redis_args_number(args, (int64_t)open_recipients(message));
-    redis_args_add(args, keyed ? idempotency->fingerprint : (struct span){0});
+    if (keyed) {
+        add_claim_to_key(args, idempotency);
+    } else {
+        redis_args_add(args, (struct span){0});
+    }
     redis_args_add(args, keyed ? idempotency->answer : (struct span){0});
     redis_args_number(args, (keyed ? 1 : 0) + (large ? 2 : 0));
     redis_args_number(args, (int64_t)message->batch_count);
@@ -390,7 +408,7 @@ static void add_message(struct enqueue_group *group, const struct message *messa
         add_batch(group->queue, group->shard, args, message, &message->batches[i], due_ms, &record);
     }
     if (keyed && args->status == 0) {
-        add_idempotency(group->shard, &group->keys, idempotency);
+        queue_key_add(group->shard, &group->keys, idempotency);
     }
     buf_release(&record);
 }

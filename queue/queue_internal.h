@@ -16,6 +16,7 @@ enum queue_script {
     SCRIPT_ENQUEUE,
     SCRIPT_GATE,
     SCRIPT_HEARTBEAT,
+    SCRIPT_KEY,
     SCRIPT_LIMIT_TAKE,
     SCRIPT_LIST,
     SCRIPT_SETTLE,
@@ -24,7 +25,7 @@ enum queue_script {
     SCRIPT_SWEEP,
     SCRIPT_TOTALS,
 };
-#define SCRIPT_COUNT 11
+#define SCRIPT_COUNT 12
 /* queue_scripts.c: by enum queue_script. */
 extern const struct redis_script queue_scripts[SCRIPT_COUNT];
 
@@ -56,6 +57,7 @@ struct queue {
     struct redis_conf listener_conf;
     char instance[17]; /* random, part of every claim token */
     uint64_t claim_count;
+    uint64_t owner_count;
     uint32_t id_shard;    /* of this turn's messages */
     uint32_t claim_shard; /* where the next claim begins */
     struct queue_pair *pairs;
@@ -115,6 +117,13 @@ void queue_enqueue_write(struct queue *queue);
  * written. */
 void queue_enqueue_flush(struct queue *queue);
 void queue_enqueue_fail(struct queue *queue, int status);
+/* Appends the name of the key's record. */
+void queue_key_add(uint32_t shard, struct redis_args *keys, const struct queue_idempotency *key);
+/* Sends the WAIT that the durability asks for after writes to the shard. Errors: as nodes_call().
+ */
+MUST_USE int queue_wait_send(struct queue *queue, uint32_t shard, redis_cb cb, void *ctx);
+/* Whether its answer says that they are durable. */
+bool queue_wait_reached(const struct queue *queue, const struct redis_value *value);
 
 /* queue_claim.c */
 /* The last lease that shares the body frees it. */

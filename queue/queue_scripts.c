@@ -16,6 +16,7 @@ const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_ENQUEUE] = SCRIPT(enqueue, false),
     [SCRIPT_GATE] = SCRIPT(gate, true),
     [SCRIPT_HEARTBEAT] = SCRIPT(heartbeat, true),
+    [SCRIPT_KEY] = SCRIPT(key, true), /* a known key is answered though nothing new fits */
     [SCRIPT_LIMIT_TAKE] = SCRIPT(limit_take, true),
     [SCRIPT_LIST] = SCRIPT(list, true),
     [SCRIPT_SETTLE] = SCRIPT(settle, true),

@@ -85,6 +85,7 @@ struct verdict_row {
 };
 static const struct verdict_row verdict_rows[] = {
     {INTAKE_CONFLICT, 422, "idempotency-conflict", 0},
+    {INTAKE_RUNNING, 409, "idempotency-in-flight", 1},
     {INTAKE_SENDER_DENIED, 403, "sender-denied", 0},
     {INTAKE_NO_RECIPIENT, 422, "no-recipient", 0},
     {INTAKE_BAD_MESSAGE, 422, "bad-message", 0},
@@ -169,18 +170,6 @@ static int fingerprint(struct api_call *call, struct span body)
     return rc;
 }
 
-static bool key_in_flight(const struct api_call *call, struct span key)
-{
-    for (const struct api_call *other = call->api->first; other != NULL; other = other->next) {
-        if (other != call && other->waiting && other->submitted && other->client != NULL &&
-            span_eq(span_of(other->client->conf->name), span_of(call->client->conf->name)) &&
-            span_eq(other->submission.idempotency_key, key)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* Reads Idempotency-Key. False: the call was answered. */
 static bool take_idempotency(struct api_call *call, struct span body)
 {
@@ -190,14 +179,6 @@ static bool take_idempotency(struct api_call *call, struct span body)
     }
     if (key.len == 0 || key.len > IDEMPOTENCY_KEY_MAX) {
         api_refuse(call, 422, "An Idempotency-Key has 1 to 255 bytes.");
-        return false;
-    }
-    if (key_in_flight(call, key)) {
-        api_problem(call, &(struct problem){
-                              .status = 409,
-                              .name = "idempotency-in-flight",
-                              .detail = "A request with this Idempotency-Key is still running.",
-                              .retry_after_s = 1});
         return false;
     }
     call->submission.idempotency_key = arena_dup(&call->submission.arena, key);

@@ -6,7 +6,8 @@
  * programs hand over files. Answers 202 only when everything is durable.
  *
  * Idempotency-Key (1 to 255 bytes): the stored answer is the JSON body of the 202. A request with
- * the same key that comes while the first one is being made durable here gets 409. */
+ * the same key that comes while the first one is being made durable, by whatever gateway, gets 409.
+ */
 #ifndef HEAVE_GATEWAY_API_MESSAGES_H
 #define HEAVE_GATEWAY_API_MESSAGES_H
 

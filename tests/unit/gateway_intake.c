@@ -16,6 +16,7 @@ struct world {
     struct handle handle;
     struct events *events;
     struct intake *intake;
+    bool reserved;
 };
 
 /* One submission and what became of it. */
@@ -24,6 +25,7 @@ struct taken {
     struct submission submission;
     struct span recipients[RECIPIENTS_MAX];
     size_t results;
+    size_t messages_taken;
     bool inside; /* intake_submit() is running */
     enum intake_verdict verdict;
     char detail[200];
@@ -132,6 +134,13 @@ static void on_result(struct submission *submission, const struct intake_result 
     loop_stop(taken->world->rig.loop);
 }
 
+static void on_message_taken(struct submission *submission)
+{
+    struct taken *taken = submission->ctx;
+    taken->messages_taken++;
+    assert_int_equal(taken->results, 0);
+}
+
 /* `to` is a list with commas. */
 static void prepare(struct world *world, struct taken *taken, const char *to, const char *message)
 {
@@ -149,6 +158,7 @@ static void prepare(struct world *world, struct taken *taken, const char *to, co
         .helo = SPAN_LIT("printer.contoso.com"),
         .with = "ESMTPA",
         .tls_version = "",
+        .on_message_taken = on_message_taken,
         .on_result = on_result,
         .ctx = taken,
     };
@@ -170,6 +180,7 @@ static void finish(struct world *world, struct taken *taken)
 {
     RIG_WAIT(&world->rig, taken->results > 0);
     assert_int_equal(taken->results, 1);
+    assert_int_equal(taken->messages_taken, 1);
     arena_release(&taken->submission.arena);
 }
 
@@ -368,6 +379,64 @@ static void test_idempotency_key_of_the_caller(void **state)
     assert_int_equal(take(world, &taken), INTAKE_BAD_MESSAGE);
 }
 
+/* Of two at once one is taken; the other one hears so, and later gets its answer. */
+static void test_two_with_one_key(void **state)
+{
+    struct world *world = *state;
+    struct taken first;
+    struct taken second;
+    prepare(world, &first, "anna@contoso.com", PLAIN);
+    first.submission.idempotency_key = SPAN_LIT("race");
+    prepare(world, &second, "anna@contoso.com", PLAIN);
+    second.submission.idempotency_key = SPAN_LIT("race");
+    submit(world, &first);
+    submit(world, &second);
+    assert_int_equal(first.messages_taken, 0); /* its bytes are needed until the key is reserved */
+    finish(world, &second);
+    finish(world, &first);
+    assert_int_equal(first.verdict, INTAKE_ACCEPTED);
+    assert_int_equal(second.verdict, INTAKE_RUNNING);
+    prepare(world, &second, "anna@contoso.com", PLAIN);
+    second.submission.idempotency_key = SPAN_LIT("race");
+    assert_int_equal(take(world, &second), INTAKE_REPLAYED);
+    assert_string_equal(second.id, first.id);
+}
+
+static void on_reserved(void *ctx, int status, const struct queue_key_found *found)
+{
+    struct world *world = ctx;
+    assert_int_equal(status, 0);
+    assert_int_equal(found->state, QUEUE_KEY_FRESH);
+    world->reserved = true;
+    loop_stop(world->rig.loop);
+}
+
+/* A gateway that died with the key reserved leaves it free after a while. */
+static void test_owner_of_a_key_dies(void **state)
+{
+    struct world *world = *state;
+    struct taken taken;
+    struct queue_idempotency key = {
+        .scope = SPAN_LIT("any"),
+        .key = SPAN_LIT("orphan"),
+        .fingerprint = SPAN_LIT("x"),
+        .owner = SPAN_LIT("dead"),
+    };
+    assert_int_equal(queue_key_begin(world->handle.queue, &key, 700, on_reserved, world), 0);
+    RIG_WAIT(&world->rig, world->reserved);
+    size_t running = 0;
+    enum intake_verdict verdict = INTAKE_RUNNING;
+    int64_t end_ms = clock_mono_ms() + 20000;
+    while (verdict == INTAKE_RUNNING && clock_mono_ms() < end_ms) {
+        prepare(world, &taken, "anna@contoso.com", PLAIN);
+        taken.submission.idempotency_key = SPAN_LIT("orphan");
+        verdict = take(world, &taken);
+        running += verdict == INTAKE_RUNNING ? 1 : 0;
+    }
+    assert_true(running > 0);
+    assert_int_equal(verdict, INTAKE_ACCEPTED);
+}
+
 /* A relay hands on the same message in several transactions: none of its recipients is lost, and
  * none gets it twice when a transaction is repeated. */
 static void test_idempotency_key_of_the_header(void **state)
@@ -537,6 +606,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lanes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_send_at, setup, teardown),
         cmocka_unit_test_setup_teardown(test_idempotency_key_of_the_caller, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_two_with_one_key, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_owner_of_a_key_dies, setup, teardown),
         cmocka_unit_test_setup_teardown(test_idempotency_key_of_the_header, setup, teardown),
         cmocka_unit_test_setup_teardown(test_senders, setup, teardown),
         cmocka_unit_test_setup_teardown(test_loops_and_size, setup, teardown),

@@ -68,6 +68,7 @@ void intake_submit(struct intake *intake, struct submission *submission)
     intake->recipients = submission->recipient_count;
     assert_non_null(arena_alloc(&submission->arena, 100));
     intake->held = submission;
+    submission->on_message_taken(submission);
     if (!intake->hold) {
         loop_defer(intake->loop, &intake->task, LOOP_TASK_QUEUE, intake_answer, intake);
     }
@@ -435,6 +436,7 @@ static void verdicts_become_replies(void **state)
     } rows[] = {
         {INTAKE_REPLAYED, NULL, "250 2.0.0 Ok: queued as ID-1\r\n"},
         {INTAKE_CONFLICT, "Other content.", "554 5.6.0 Other content.\r\n"},
+        {INTAKE_RUNNING, "Being taken.", "451 4.3.0 Being taken.\r\n"},
         {INTAKE_SENDER_DENIED, "Not this From.", "550 5.7.1 Not this From.\r\n"},
         {INTAKE_NO_RECIPIENT, "Nobody.", "554 5.5.1 Nobody.\r\n"},
         {INTAKE_BAD_MESSAGE, "Broken.\r\n250 smuggled", "554 5.6.0 Broken.??250 smuggled\r\n"},
