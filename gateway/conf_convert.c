@@ -380,6 +380,9 @@ static void convert_queue(struct conf_loader *loader, const struct conf_node *ro
     queue->handle.shards = (uint32_t)read_number_of(node, "shards");
     queue->handle.lease_ms = (int64_t)read_number_of(node, "lease");
     queue->handle.retention_ms = (int64_t)read_number_of(node, "retention");
+    queue->handle.history_bytes = read_number_of(node, "history_bytes");
+    queue->handle.dead_letters_ms = (int64_t)read_number_of(node, "dead_letters");
+    queue->handle.dead_letter_bytes = read_number_of(node, "dead_letter_bytes");
     queue->handle.max_bytes = read_number_of(node, "max_bytes");
     if (is_known) {
         check_queue(loader, node, queue);

@@ -27,6 +27,9 @@ enum metric_row {
     ROW_QUEUE_OLDEST_SECONDS,
     ROW_QUEUE_BYTES,
     ROW_QUEUE_MESSAGES_OPEN,
+    ROW_QUEUE_DEAD_LETTERS,
+    ROW_QUEUE_DEAD_LETTER_BYTES,
+    ROW_QUEUE_HISTORY_BYTES,
     ROW_CONFIG_RELOADS_TOTAL,
     ROW_CONFIG_LAST_RELOAD_SUCCESSFUL,
     ROW_COUNT,
@@ -131,6 +134,18 @@ static const struct metric_def metric_table[ROW_COUNT] = {
         {.name = "heave_queue_messages_open",
          .kind = METRIC_GAUGE,
          .help = "Messages with at least one recipient not in a terminal state."},
+    [ROW_QUEUE_DEAD_LETTERS] =
+        {.name = "heave_queue_dead_letters",
+         .kind = METRIC_GAUGE,
+         .help = "Messages with recipients that failed, expired or are unknown; can be replayed."},
+    [ROW_QUEUE_DEAD_LETTER_BYTES] =
+        {.name = "heave_queue_dead_letter_bytes",
+         .kind = METRIC_GAUGE,
+         .help = "Bytes of finished ones of those, as queue.dead_letter_bytes counts them."},
+    [ROW_QUEUE_HISTORY_BYTES] =
+        {.name = "heave_queue_history_bytes",
+         .kind = METRIC_GAUGE,
+         .help = "Bytes of the status of finished batches, as queue.history_bytes counts them."},
     [ROW_CONFIG_RELOADS_TOTAL] = {.name = "heave_config_reloads_total",
                                   .kind = METRIC_COUNTER,
                                   .help = "Configuration reloads, by result.",
@@ -363,6 +378,14 @@ void events_queue_bytes(struct events *events, int64_t bytes, int64_t messages_o
 {
     metric_set(series(events, ROW_QUEUE_BYTES, NULL, NULL, NULL), bytes);
     metric_set(series(events, ROW_QUEUE_MESSAGES_OPEN, NULL, NULL, NULL), messages_open);
+}
+
+void events_queue_ended(struct events *events, int64_t dead_letters, int64_t dead_bytes,
+                        int64_t history_bytes)
+{
+    metric_set(series(events, ROW_QUEUE_DEAD_LETTERS, NULL, NULL, NULL), dead_letters);
+    metric_set(series(events, ROW_QUEUE_DEAD_LETTER_BYTES, NULL, NULL, NULL), dead_bytes);
+    metric_set(series(events, ROW_QUEUE_HISTORY_BYTES, NULL, NULL, NULL), history_bytes);
 }
 
 void events_config_reload(struct events *events, bool success)

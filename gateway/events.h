@@ -102,6 +102,8 @@ void events_throttled(struct events *events, const char *backend, const char *ac
 void events_depth(struct events *events, struct span lane, struct span backend, const char *state,
                   int64_t batches, int64_t oldest_age_ms);
 void events_queue_bytes(struct events *events, int64_t bytes, int64_t messages_open);
+void events_queue_ended(struct events *events, int64_t dead_letters, int64_t dead_bytes,
+                        int64_t history_bytes);
 void events_config_reload(struct events *events, bool success);
 /* How many queue handles the process has: all of them must be up before it is ready. Set once,
  * before threads run. */

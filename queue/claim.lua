@@ -5,8 +5,9 @@
 -- Reply: {closed_until_ms per want}, {entry, stored batch, ...}, {id, stored message, body, ...}. A large body is ''
 --   here and fetched by GET: it would be copied six times on its way through a script.
 --
--- A popped entry is taken only when its batch is READY ('R', or 'E': past its expiry) and not leased: an
--- entry may stand in two lists after its message expired, and the second one to be popped is dropped here.
+-- A popped entry is taken only when its batch is READY ('R', or 'E': past its expiry), not leased, and still of
+-- this pair. All others are stale: their batch left the list without being popped (it expired, an operator took
+-- it). Whoever made them stale counted them in `stale|PAIR`; they are dropped and uncounted here.
 local tag = KEYS[1]
 local lease_ms, token, budget = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local wants = tonumber(ARGV[4])
@@ -98,17 +99,18 @@ for i = 1, #taken do
     keys[i] = tag .. ':q:' .. taken[i]
 end
 local stored = redis.call('MGET', unpack(keys))
-local batches, ends, tokens, ids, seen = {}, {}, {}, {}, {}
+local batches, ends, tokens, ids, seen, stale = {}, {}, {}, {}, {}, nil
 local lease_end = string.format('%.0f', now + lease_ms)
 keys = {}
 for i = 1, #taken do
-    local entry, state = taken[i], stored[i] and string.byte(stored[i])
-    if not leased[i] and not seen[entry] and (state == 82 or state == 69) then
+    local entry, state, pair = taken[i], stored[i] and string.byte(stored[i]), pair_of[i]
+    if not leased[i] and not seen[entry] and (state == 82 or state == 69)
+        and (string.sub(stored[i], 24, 24 + #pair) == pair .. '|' or string.byte(stored[i], 23) ~= 32) then
         seen[entry] = true
         local n = #ends
         batches[n + 1], batches[n + 2] = entry, stored[i]
         ends[n + 1], ends[n + 2] = lease_end, entry
-        tokens[n + 1], tokens[n + 2] = entry, 'c' .. token .. '|' .. pair_of[i]
+        tokens[n + 1], tokens[n + 2] = entry, 'c' .. token .. '|' .. pair
         local id = string.sub(entry, 1, string.find(entry, '/', 1, true) - 1)
         if not seen[id] then
             seen[id] = true
@@ -117,7 +119,13 @@ for i = 1, #taken do
             local large = string.find(entry, '*', 1, true)
             keys[#keys + 1] = tag .. (large and ':n:' or ':b:') .. id
         end
+    else
+        stale = stale or {}
+        stale[pair] = (stale[pair] or 0) + 1
     end
+end
+for pair, count in pairs(stale or {}) do
+    redis.call('HINCRBY', tag .. ':k', 'stale|' .. pair, -count)
 end
 if #ids == 0 then
     return {closed, {}, {}}

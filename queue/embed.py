@@ -4,19 +4,35 @@
 Each script becomes `static const char lua_<name>[]`, written as bytes because ISO C limits string
 literals to 4,095 characters. Lines that hold only a comment are left out: Redis keeps every script in
 memory for as long as it runs, and comments are for readers of the source.
+
+Redis lets no script call another: what several need stands once in part_<name>.lua, and the line
+`-- part: <name>` of a script is where its code goes.
 """
 import os
 import re
 import sys
 
 
-def script_bytes(path):
+PART = re.compile(r"-- part: (\w+)")
+
+
+def code_lines(path):
+    """The lines of a script that are code, those of its parts among them."""
+    code = []
     with open(path, encoding="utf-8") as source:
-        lines = [line.rstrip() for line in source]
-    code = [line for line in lines if line and not line.lstrip().startswith("--")]
+        for line in map(str.rstrip, source):
+            part = PART.fullmatch(line)
+            if part:
+                code += code_lines(os.path.join(os.path.dirname(path), f"part_{part[1]}.lua"))
+            elif line and not line.lstrip().startswith("--"):
+                code.append(line)
     if not code:
         raise SystemExit(f"embed.py: {path} holds no code")
-    return ("\n".join(code) + "\n").encode("utf-8")
+    return code
+
+
+def script_bytes(path):
+    return ("\n".join(code_lines(path)) + "\n").encode("utf-8")
 
 
 def main(arguments):
@@ -29,6 +45,8 @@ def main(arguments):
     seen = set()
     for path in scripts:
         name = os.path.splitext(os.path.basename(path))[0]
+        if name.startswith("part_"):
+            continue
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise SystemExit(f"embed.py: {path}: the name must be lower-case letters, digits and _")
         if name in seen:

@@ -83,7 +83,8 @@ struct batch {
     size_t recipient_count;
     /* Filled by the queue when it reads a batch, not part of the encoded record: */
     enum batch_state state;
-    int64_t due_ms; /* DELAYED: wall time when it becomes READY */
+    int64_t due_ms;     /* DELAYED: wall time when it becomes READY */
+    struct span reason; /* why it is HELD, or why an operator ended it; may be empty */
 };
 
 struct message {

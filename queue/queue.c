@@ -188,6 +188,8 @@ static void on_swept(void *ctx, int status, const struct redis_value *value)
     sweep_tell(queue, "expired", redis_integer(redis_item(value, 3)));
     sweep_tell(queue, "removed", redis_integer(redis_item(value, 4)));
     sweep_tell(queue, "orphan", redis_integer(redis_item(value, 5)));
+    sweep_tell(queue, "poison", redis_integer(redis_item(value, 7)));
+    sweep_tell(queue, "dead_removed", redis_integer(redis_item(value, 8)));
     if (!queue->closing && redis_integer(redis_item(value, 6)) == 1) {
         loop_timer_start(queue->loop, &queue->sweep_timer, SWEEP_AGAIN_MS, sweep, queue);
     }
@@ -205,6 +207,9 @@ static void sweep(void *ctx)
         redis_args_number(&head, queue->conf->retention_ms);
         redis_args_number(&head, SWEEP_MOST);
         redis_args_text(&head, loop_now_ms(queue->loop) >= queue->sweep_leases_ms ? "1" : "");
+        redis_args_number(&head, (int64_t)(queue->conf->history_bytes / queue->conf->shards));
+        redis_args_number(&head, queue->conf->dead_letters_ms);
+        redis_args_number(&head, (int64_t)(queue->conf->dead_letter_bytes / queue->conf->shards));
         if (nodes_eval(queue->nodes, shard, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
             break;
         }

@@ -43,10 +43,14 @@ struct queue_conf {
     const char *password;    /* or NULL */
     struct tls_context *tls; /* rediss:// or NULL */
     enum queue_durability durability;
-    uint32_t shards;      /* 1..32 */
-    int64_t lease_ms;     /* how long a claim lasts without heartbeat */
-    int64_t retention_ms; /* how long the history of a finished message is kept */
-    uint64_t max_bytes;   /* admission: bytes of waiting bodies and records; 0: no limit */
+    uint32_t shards;            /* 1..32 */
+    int64_t lease_ms;           /* how long a claim lasts without heartbeat */
+    int64_t retention_ms;       /* how long the history of a finished message is kept */
+    uint64_t history_bytes;     /* and how much of it, oldest end first out; 0: no limit */
+    int64_t dead_letters_ms;    /* how long the bodies of messages with failed recipients are kept
+                                   for a replay; never longer than retention_ms */
+    uint64_t dead_letter_bytes; /* and how many bytes of them; 0: no limit */
+    uint64_t max_bytes;         /* admission: bytes of waiting bodies and records; 0: no limit */
     bool managed; /* the server belongs to us (embedded): settings are not checked, only used */
 };
 
@@ -61,9 +65,11 @@ struct queue_ops {
      * NULL. */
     void (*on_ready_hint)(void *ctx);
     /* The sweeper found something worth a log line, with how many: "lease_ended",
-     * "lease_ended_started" (of those, the ones whose outcome is unknown), "expired", "removed",
-     * "orphan" (a batch without its record), "unreadable" (a stored record that cannot be decoded;
-     * the batch is held). May be NULL. */
+     * "lease_ended_started" (of those, the ones whose outcome is unknown), "poison" (of those, the
+     * ones that were held because it was the third time in a row), "expired", "removed" (history),
+     * "dead_removed" (dead letters whose body went), "orphan" (a batch that stood nowhere and was
+     * put back, or lost its record), "unreadable" (a stored record that cannot be decoded; the
+     * batch is held). May be NULL. */
     void (*on_sweep)(void *ctx, const char *what, int64_t count);
 };
 
@@ -261,6 +267,9 @@ struct queue_totals {
     size_t depth_count;
     int64_t bytes;         /* of bodies and records held, as admission counts them */
     int64_t messages_open; /* messages with at least one open batch */
+    int64_t dead_messages; /* with recipients that failed, expired or are unknown, body kept */
+    int64_t dead_bytes;    /* of those that are finished */
+    int64_t history_bytes; /* of the records of finished batches */
     int64_t
         recipients[RECIPIENT_STATE_COUNT]; /* since the data set began; QUEUED: those still open */
 };

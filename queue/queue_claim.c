@@ -130,7 +130,7 @@ static int fill_lease(struct queue_lease *lease, const struct redis_value *batch
     lease->message.body = own_body;
     lease->batch.state = BATCH_CLAIMED;
     lease->epoch = head.epoch + 1;
-    lease->was_started = head.started;
+    lease->was_started = head.starts > 0;
     for (size_t i = 0; i < lease->batch.recipient_count; i++) {
         bool open = lease->batch.recipients[i].state == RECIPIENT_QUEUED;
         lease->open_mask |= open ? (uint64_t)1 << i : 0;

@@ -142,13 +142,13 @@ void queue_heartbeat(struct queue *queue);
 
 /* queue_record.c: the text heads in front of the stored forms, which the scripts read. */
 struct batch_head {
-    char state; /* R ready, E ready and expired, W delayed, H held, D done */
-    bool started;
+    char state;      /* R ready, E ready and expired, W delayed, H held, D done */
+    uint32_t starts; /* how often in a row a claim ended in STARTED without a word, at most 9 */
     uint32_t epoch;
     int64_t due_ms;
     struct span pair; /* lane|backend */
     struct span client;
-    struct span reason; /* of H */
+    struct span reason; /* of H, and of what an operator ended */
 };
 void queue_entry(struct span id, uint32_t number, size_t body_len, char out[QUEUE_ENTRY_MAX]);
 /* "lane|backend" into `out`. Errors: ERR_INVAL (see queue_enqueue). */

@@ -59,6 +59,7 @@ static int decode_view(const struct redis_value *view, struct span id, struct ar
         }
         batch->state = state_of(&head, redis_item(view, 2 + 2 * i)->text);
         batch->due_ms = batch->state == BATCH_DELAYED ? head.due_ms : 0;
+        batch->reason = head.reason;
     }
     *out = message;
     return 0;
@@ -487,7 +488,11 @@ static void add_totals(struct totals *totals, const struct redis_value *value)
         sums->recipients[state] += count;
         sums->recipients[RECIPIENT_QUEUED] -= count;
     }
-    for (size_t at = 3; at + 6 < value->count; at += 7) {
+    const struct redis_value *ended = redis_item(value, 3);
+    sums->dead_messages += redis_integer(redis_item(ended, 0));
+    sums->dead_bytes += redis_integer(redis_item(ended, 1));
+    sums->history_bytes += redis_integer(redis_item(ended, 2));
+    for (size_t at = 4; at + 6 < value->count; at += 7) {
         add_depth(totals, value, at);
     }
 }

@@ -3,9 +3,9 @@
  *   batch:    S s eeeeee dddddddddddddd ' ' lane|backend|client LF reason LF stored batch
  *             | | |      due_ms (14 digits)
  *             | | epoch (6 digits)
- *             | '1' when an earlier claim ended in STARTED
+ *             | how often in a row a claim ended in STARTED
  *             state letter
- *   message:  batch count [*KiB of a large body] LF client|lane LF stored message
+ *   message:  batch count [*KiB of a large body] ' ' charge LF client|lane LF stored message
  *
  * The digits have fixed places so that the sweeper can change them with SETRANGE. */
 #include "queue/queue_internal.h"
@@ -105,8 +105,9 @@ static int append_line(struct buf *out, struct span text)
 int queue_batch_store(const struct batch_head *head, const struct batch *batch, struct buf *out)
 {
     int64_t due_ms = head->due_ms > 0 ? head->due_ms : 0;
-    int status = buf_printf(out, "%c%c%06u%014lld %.*s|", head->state, head->started ? '1' : '0',
-                            head->epoch % EPOCH_WRAP, (long long)due_ms, SPAN_FMT(head->pair));
+    int status = buf_printf(out, "%c%c%06u%014lld %.*s|", head->state,
+                            (char)('0' + head->starts % 10), head->epoch % EPOCH_WRAP,
+                            (long long)due_ms, SPAN_FMT(head->pair));
     if (status == 0) {
         status = append_line(out, head->client);
     }
@@ -135,7 +136,7 @@ int queue_batch_read(struct span stored, struct arena *arena, struct batch_head 
     }
     struct batch_head head = {
         .state = stored.data[0],
-        .started = stored.data[1] == '1',
+        .starts = (uint32_t)(stored.data[1] - '0') % 10,
         .epoch = (uint32_t)epoch,
         .due_ms = (int64_t)due_ms,
     };
@@ -164,15 +165,18 @@ int queue_message_store(const struct message *message, struct buf *out)
 {
     char suffix[24];
     large_suffix(message_bytes(message), suffix);
-    int status = buf_printf(out, "%zu%s\n%.*s|%.*s\n", message->batch_count, suffix,
-                            SPAN_FMT(message->client), SPAN_FMT(message->lane));
+    int status = buf_printf(
+        out, "%zu%s %llu\n%.*s|%.*s\n", message->batch_count, suffix,
+        (unsigned long long)queue_charge(message_bytes(message), message->batch_count),
+        SPAN_FMT(message->client), SPAN_FMT(message->lane));
     return status != 0 ? status : message_encode(message, out);
 }
 
 int queue_message_read(struct span stored, struct message *out, uint32_t *out_batches)
 {
     struct span rest = stored;
-    struct span count_text = span_cut(&rest, '\n');
+    struct span first = span_cut(&rest, '\n');
+    struct span count_text = span_cut(&first, ' '); /* the charge is the scripts' */
     count_text = span_cut(&count_text, '*');
     (void)span_cut(&rest, '\n'); /* for the scripts; the record has both names again */
     uint64_t count = 0;

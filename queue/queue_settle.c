@@ -380,6 +380,18 @@ static void count_states(const struct queue_lease *lease, char *out, size_t out_
     }
 }
 
+/* Whether somebody may want to see and replay what became of the batch. */
+static bool is_dead(const struct batch *batch)
+{
+    bool dead = false;
+    for (size_t i = 0; i < batch->recipient_count; i++) {
+        enum recipient_state state = batch->recipients[i].state;
+        dead = dead || state == RECIPIENT_FAILED || state == RECIPIENT_EXPIRED ||
+               state == RECIPIENT_UNKNOWN;
+    }
+    return dead;
+}
+
 static char letter_of(enum queue_next next)
 {
     switch (next) {
@@ -455,6 +467,9 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
     lease_entry(lease, entry);
     count_states(lease, states, sizeof(states));
     char what[2] = {letter_of(settlement->next), '\0'};
+    if (settlement->next == QUEUE_NEXT_DONE && is_dead(&lease->batch)) {
+        what[0] = 'X';
+    }
     int64_t due_ms = due_of(lease, settlement);
     struct settle_item *item = item_new(shard, entry, lease->token, what);
     item->cb = cb;

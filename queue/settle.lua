@@ -3,8 +3,8 @@
 -- KEYS: shard tag. ARGV: per batch
 --   entry, token, what, stored batch, pair, client, due_ms, charge, '1' when the message has one batch,
 --   recipients finished as "state=count,...".
--- `what`: D done, R ready again (at the front of its client's list), W delayed to due_ms, H held,
---   B given back unsent (nothing is written), U unreadable (held as it is).
+-- `what`: D done, X done with recipients that failed, expired or are unknown, R ready again (in front, by age),
+--   W delayed to due_ms, H held, B given back unsent (nothing is written), U unreadable (held as it is).
 -- Reply: per batch 1 (written) or 0 (lease lost, nothing written).
 --
 -- A settlement that is repeated because the first answer was lost finds its token gone but the stored
@@ -18,21 +18,21 @@ end
 local leased = redis.call('HMGET', tag .. ':t', unpack(entries))
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local ended, strings, gone, finished, closed = {}, {}, {}, {}, {}
-local states, replies, bytes, woke = {}, {}, 0, false
-
-local function finish(id, charge)
-    gone[#gone + 1] = tag .. ':b:' .. id
-    closed[#closed + 1] = id
-    finished[#finished + 1] = string.format('%.0f', now) .. ' ' .. id
-    bytes = bytes + tonumber(charge)
-end
+local ended, strings = {}, {}
+local states, replies, woke = {}, {}, false
+local fronts, front_order = {}, {}
+-- part: front
+-- part: end
 
 local function to_front(entry, pair, client)
-    if redis.call('LPUSH', tag .. ':r:' .. pair .. '|' .. client, entry) == 1 then
-        redis.call('LPUSH', tag .. ':c:' .. pair, client)
+    local route = pair .. '|' .. client
+    local list = fronts[route]
+    if not list then
+        list = {pair = pair, client = client}
+        fronts[route] = list
+        front_order[#front_order + 1] = list
     end
-    woke = true
+    list[#list + 1] = entry
 end
 
 local function write(i, entry)
@@ -55,14 +55,9 @@ local function write(i, entry)
     end
     strings[#strings + 1] = tag .. ':q:' .. entry
     strings[#strings + 1] = ARGV[i + 3]
-    if what == 'D' then
+    if what == 'D' or what == 'X' then
         local id = string.sub(entry, 1, string.find(entry, '/', 1, true) - 1)
-        if ARGV[i + 8] == '1' then
-            finish(id, ARGV[i + 7])
-        elseif redis.call('DECR', tag .. ':o:' .. id) <= 0 then
-            gone[#gone + 1] = tag .. ':o:' .. id
-            finish(id, ARGV[i + 7])
-        end
+        batch_ended(id, ARGV[i + 8] == '1', tonumber(ARGV[i + 7]), #ARGV[i + 3], what == 'X')
     elseif what == 'R' then
         to_front(entry, ARGV[i + 4], ARGV[i + 5])
     elseif what == 'W' then
@@ -97,12 +92,11 @@ end
 if #strings > 0 then
     redis.call('MSET', unpack(strings))
 end
-if #closed > 0 then
-    redis.call('UNLINK', unpack(gone))
-    redis.call('ZREM', tag .. ':x', unpack(closed))
-    redis.call('RPUSH', tag .. ':f', unpack(finished))
-    redis.call('HINCRBY', tag .. ':k', 'bytes', -bytes)
+for _, list in ipairs(front_order) do
+    place(list.pair, list.client, list, 'LPUSH')
+    woke = true
 end
+write_ends()
 local sums = {}
 for text, times in pairs(states) do
     for state, count in string.gmatch(text, '(%d)=(%d+)') do

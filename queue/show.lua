@@ -7,7 +7,7 @@ local message = redis.call('GET', tag .. ':m:' .. id)
 if not message then
     return false
 end
-local count, suffix = string.match(message, '^(%d+)(%**%d*)\n')
+local count, suffix = string.match(message, '^(%d+)(%**%d*) ?%d*\n')
 if not count then
     return {message}
 end

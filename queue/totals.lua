@@ -1,38 +1,57 @@
 -- Depths of all (lane, backend) pairs and the shard's counters; its cost grows with the number of pairs
 -- and clients that have work, and with the leases, never with the queue.
 --
--- KEYS: shard tag. Reply: bytes, open messages, {recipients by state 0..6}, then per pair
+-- What an operator took out of READY leaves a stale entry in its list (claim.lua): those are subtracted.
+--
+-- KEYS: shard tag. Reply: bytes, open messages, {recipients by state 0..6}, {dead letters: messages, bytes;
+--   bytes of the history}, then per pair
 --   pair, ready, claimed, started, delayed, held, entry of the oldest ready batch ('' without).
 local tag = KEYS[1]
-local counters = redis.call('HMGET', tag .. ':k', 'bytes', 'r0', 'r1', 'r2', 'r3', 'r4', 'r5', 'r6')
+local counters = redis.call('HMGET', tag .. ':k', 'bytes', 'r0', 'r1', 'r2', 'r3', 'r4', 'r5', 'r6', 'dead', 'history')
 local recipients = {}
 for i = 1, 7 do
     recipients[i] = tonumber(counters[i + 1] or 0)
 end
-local reply = {tonumber(counters[1] or 0), redis.call('ZCARD', tag .. ':x'), recipients}
+local reply = {tonumber(counters[1] or 0), redis.call('ZCARD', tag .. ':x'), recipients,
+    {redis.call('ZCARD', tag .. ':z'), tonumber(counters[9] or 0), tonumber(counters[10] or 0)}}
 local leases = {}
 for _, lease in ipairs(redis.call('HVALS', tag .. ':t')) do
     local key = string.sub(lease, 1, 1) .. string.sub(lease, string.find(lease, '|', 1, true) + 1)
     leases[key] = (leases[key] or 0) + 1
 end
-for _, pair in ipairs(redis.call('SMEMBERS', tag .. ':p')) do
-    local ready, oldest = redis.call('LLEN', tag .. ':y:' .. pair), ''
-    local function look(key)
-        local head = redis.call('LINDEX', key, 0)
-        if head and (oldest == '' or head < oldest) then
-            oldest = head
+
+-- The first entry of a list that is no stale one, as far as twenty can tell.
+local function first_of(key, pair, stale)
+    if stale == 0 then
+        return redis.call('LINDEX', key, 0)
+    end
+    for _, entry in ipairs(redis.call('LRANGE', key, 0, 19)) do
+        local head = redis.call('GETRANGE', tag .. ':q:' .. entry, 0, 23 + #pair)
+        local state = string.byte(head)
+        if (state == 82 or state == 69) and string.sub(head, 24) == pair .. '|'
+            and redis.call('HEXISTS', tag .. ':t', entry) == 0 then
+            return entry
         end
     end
-    if ready > 0 then
-        look(tag .. ':y:' .. pair)
+end
+
+for _, pair in ipairs(redis.call('SMEMBERS', tag .. ':p')) do
+    local stale = tonumber(redis.call('HGET', tag .. ':k', 'stale|' .. pair) or 0)
+    local ready, oldest = -stale, ''
+    local function look(key)
+        local length = redis.call('LLEN', key)
+        ready = ready + length
+        local first = length > 0 and first_of(key, pair, stale)
+        if first and (oldest == '' or first < oldest) then
+            oldest = first
+        end
     end
+    look(tag .. ':y:' .. pair)
     for _, client in ipairs(redis.call('LRANGE', tag .. ':c:' .. pair, 0, 999)) do
-        local key = tag .. ':r:' .. pair .. '|' .. client
-        ready = ready + redis.call('LLEN', key)
-        look(key)
+        look(tag .. ':r:' .. pair .. '|' .. client)
     end
     local n = #reply
-    reply[n + 1], reply[n + 2] = pair, ready
+    reply[n + 1], reply[n + 2] = pair, math.max(ready, 0)
     reply[n + 3], reply[n + 4] = leases['c' .. pair] or 0, leases['s' .. pair] or 0
     reply[n + 5] = redis.call('ZCARD', tag .. ':d:' .. pair)
     reply[n + 6] = redis.call('ZCARD', tag .. ':h:' .. pair)

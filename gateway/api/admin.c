@@ -43,6 +43,9 @@ static void admin_on_totals(void *ctx, int status, const struct queue_totals *to
     (void)json_object_set_new(body, "queues", rows);
     (void)json_object_set_new(body, "bytes", json_integer(totals->bytes));
     (void)json_object_set_new(body, "messages_open", json_integer(totals->messages_open));
+    (void)json_object_set_new(body, "dead_letters", json_integer(totals->dead_messages));
+    (void)json_object_set_new(body, "dead_letter_bytes", json_integer(totals->dead_bytes));
+    (void)json_object_set_new(body, "history_bytes", json_integer(totals->history_bytes));
     json_t *recipients = json_object();
     for (int state = 0; state < RECIPIENT_STATE_COUNT; state++) {
         (void)json_object_set_new(recipients, recipient_state_name((enum recipient_state)state),

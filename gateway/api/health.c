@@ -71,6 +71,7 @@ static void metrics_depths(struct events *events, const struct queue_totals *tot
         }
     }
     events_queue_bytes(events, totals->bytes, totals->messages_open);
+    events_queue_ended(events, totals->dead_messages, totals->dead_bytes, totals->history_bytes);
 }
 
 static void metrics_on_totals(void *ctx, int status, const struct queue_totals *totals)

@@ -597,6 +597,9 @@ static json_t *recipient_object(const struct batch *batch, const struct recipien
     (void)json_object_set_new(item, "last_reply",
                               recipient->last_reply.len > 0 ? api_text(recipient->last_reply)
                                                             : json_null());
+    if (batch->reason.len > 0) {
+        (void)json_object_set_new(item, "reason", api_text(batch->reason));
+    }
     (void)json_object_set_new(item, "next_attempt_at",
                               open && batch->state == BATCH_DELAYED ? api_time(batch->due_ms)
                                                                     : json_null());

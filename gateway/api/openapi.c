@@ -144,6 +144,7 @@ static const struct schema schemas[] = {
      "\"#/components/schemas/RecipientState\"},\"backend\":{\"type\":\"string\"},\"account\":{\"type\":[\"string\","
      "\"null\"]},\"batch\":{\"type\":\"integer\"},\"batch_state\":{\"enum\":[\"ready\",\"claimed\",\"started\",\"delayed\","
      "\"held\",\"done\"]},\"attempts\":{\"type\":\"integer\"},\"last_reply\":{\"type\":[\"string\",\"null\"]},"
+     "\"reason\":{\"type\":\"string\",\"description\":\"Why the batch is held or was cancelled\"},"
      "\"next_attempt_at\":{\"type\":[\"string\",\"null\"],\"format\":\"date-time\"},\"at\":{\"type\":[\"string\",\"null\"],"
      "\"format\":\"date-time\",\"description\":\"Last change of state\"}}}"},
     {"Message",

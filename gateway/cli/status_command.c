@@ -131,7 +131,9 @@ static void print_recipients(const json_t *message)
         cli_table_number(&table, json_integer_value(json_object_get(item, "batch")));
         cli_table_number(&table, json_integer_value(json_object_get(item, "attempts")));
         cli_table_cell(&table, or_dash(next[0] != '\0' ? next : status_text(item, "at")));
-        cli_table_cell(&table, or_dash(status_text(item, "last_reply")));
+        const char *reason = status_text(item, "reason");
+        cli_table_cell(&table,
+                       or_dash(reason[0] != '\0' ? reason : status_text(item, "last_reply")));
     }
     cli_table_print(&table, stdout);
     cli_table_release(&table);

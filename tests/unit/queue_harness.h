@@ -28,7 +28,9 @@ struct rig {
     size_t ups, downs; /* of the server */
     bool stopped;
     struct loop_timer guard;
-    char why[500]; /* of the last down */
+    bool doubled;         /* the same id was enqueued twice, which no caller does: no recount() */
+    bool history_removed; /* recount() cannot know the recipients that ended */
+    char why[500];        /* of the last down */
 };
 
 MAYBE_UNUSED static void rig_overdue(void *ctx)
@@ -107,6 +109,7 @@ MAYBE_UNUSED static void rig_init(struct rig *rig)
         .shards = 1,
         .lease_ms = 60000,
         .retention_ms = 3600000,
+        .dead_letters_ms = 3600000,
         .managed = true,
     };
 }
@@ -132,7 +135,7 @@ struct handle {
     bool up;
     size_t state_changes, hints;
     int64_t swept_ended, swept_started, swept_expired, swept_removed, swept_orphan,
-        swept_unreadable;
+        swept_unreadable, swept_poison, swept_dead;
     char why[500];
     bool closed;
 };
@@ -163,6 +166,7 @@ MAYBE_UNUSED static void handle_on_sweep(void *ctx, const char *what, int64_t co
         {"lease_ended", &handle->swept_ended}, {"lease_ended_started", &handle->swept_started},
         {"expired", &handle->swept_expired},   {"removed", &handle->swept_removed},
         {"orphan", &handle->swept_orphan},     {"unreadable", &handle->swept_unreadable},
+        {"poison", &handle->swept_poison},     {"dead_removed", &handle->swept_dead},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         if (strcmp(rows[i].name, what) == 0) {
@@ -312,6 +316,38 @@ MAYBE_UNUSED static int enqueue_wait(struct handle *handle, const struct message
     return outcome.status;
 }
 
+/* Counts every shard anew and compares with what the queue believes (tests/lib/recount.lua).
+ * Nothing may be on its way. */
+MAYBE_UNUSED static void recount(struct rig *rig)
+{
+    for (uint32_t shard = 0; shard < 32; shard++) {
+        char command[512];
+        char line[300] = "";
+        (void)snprintf(command, sizeof(command),
+                       "redis-cli -s '%s' --eval '%s/tests/lib/recount.lua' '{h%u}' , partial",
+                       rig->socket_path, HEAVE_SOURCE_DIR, shard);
+        if (!rig->history_removed) {
+            *strrchr(command, ',') = '\0';
+        }
+        FILE *output = popen(command, "r");
+        assert_non_null(output);
+        bool equal = fgets(line, sizeof(line), output) == NULL || line[0] == '\n';
+        assert_int_equal(pclose(output), 0);
+        if (!equal) {
+            fail_msg("recount of shard %u: %s", shard, line);
+        }
+    }
+}
+
+/* A command to the server, past the queue: makes what cannot happen. */
+MAYBE_UNUSED static void redis_do(struct rig *rig, const char *arguments)
+{
+    char command[512];
+    (void)snprintf(command, sizeof(command), "redis-cli -s '%s' %s >/dev/null", rig->socket_path,
+                   arguments);
+    assert_int_equal(system(command), 0);
+}
+
 #define CLAIM_MAX 2000
 struct claimed {
     struct rig *rig;
@@ -383,6 +419,7 @@ struct shown {
     enum recipient_state states[DRAFT_BATCHES][BATCH_RECIPIENTS_MAX];
     char subject[64];
     char last_reply[64];
+    char reason[128]; /* of the last batch that has one */
 };
 
 MAYBE_UNUSED static void on_shown(void *ctx, int status, const struct message *message)
@@ -395,6 +432,10 @@ MAYBE_UNUSED static void on_shown(void *ctx, int status, const struct message *m
         (void)snprintf(shown->subject, sizeof(shown->subject), "%.*s", SPAN_FMT(message->subject));
         for (size_t i = 0; i < message->batch_count && i < DRAFT_BATCHES; i++) {
             shown->batches[i] = message->batches[i];
+            if (message->batches[i].reason.len > 0) {
+                (void)snprintf(shown->reason, sizeof(shown->reason), "%.*s",
+                               SPAN_FMT(message->batches[i].reason));
+            }
             for (size_t j = 0; j < message->batches[i].recipient_count; j++) {
                 shown->states[i][j] = message->batches[i].recipients[j].state;
                 (void)snprintf(shown->last_reply, sizeof(shown->last_reply), "%.*s",
@@ -411,6 +452,33 @@ MAYBE_UNUSED static int show_wait(struct handle *handle, const char *id, struct 
     assert_int_equal(queue_show(handle->queue, span_of(id), on_shown, out), 0);
     RIG_WAIT(handle->rig, out->done);
     return out->status;
+}
+
+struct totals_seen {
+    struct rig *rig;
+    bool done;
+    struct queue_totals totals;
+    struct queue_depth depth;
+};
+
+MAYBE_UNUSED static void on_totals(void *ctx, int status, const struct queue_totals *totals)
+{
+    struct totals_seen *seen = ctx;
+    assert_int_equal(status, 0);
+    seen->done = true;
+    seen->totals = *totals;
+    if (totals->depth_count > 0) {
+        seen->depth = totals->depths[0];
+    }
+    loop_stop(seen->rig->loop);
+}
+
+MAYBE_UNUSED static struct totals_seen totals_wait(struct handle *handle)
+{
+    struct totals_seen seen = {.rig = handle->rig};
+    assert_int_equal(queue_totals(handle->queue, on_totals, &seen), 0);
+    RIG_WAIT(handle->rig, seen.done);
+    return seen;
 }
 
 #endif

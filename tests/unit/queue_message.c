@@ -85,7 +85,7 @@ static void test_batch_round_trip(void **state)
     struct batch out = {0};
     struct batch_head head = {
         .state = 'H',
-        .started = true,
+        .starts = 1,
         .epoch = 7,
         .due_ms = 1764000000999,
         .pair = SPAN_LIT("bulk|acs"),
@@ -101,7 +101,7 @@ static void test_batch_round_trip(void **state)
     assert_int_equal(queue_batch_store(&head, &in, &stored), 0);
     assert_int_equal(queue_batch_read(buf_span(&stored), &arena, &read, &out), 0);
     assert_int_equal(read.state, 'H');
-    assert_true(read.started);
+    assert_int_equal(read.starts, 1);
     assert_int_equal(read.epoch, 7);
     assert_int_equal(read.due_ms, 1764000000999);
     assert_true(span_eq(read.pair, head.pair) && span_eq(read.client, head.client));
