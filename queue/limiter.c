@@ -15,6 +15,7 @@ enum {
 
 struct take {
     limiter_cb cb;
+    limiter_share_cb share_cb; /* this one or the other */
     void *ctx;
 };
 
@@ -23,11 +24,21 @@ static void on_taken(void *ctx, int status, const struct redis_value *value)
     struct take *take = ctx;
     int64_t granted = redis_integer(redis_item(value, 0));
     int64_t wait_ms = redis_integer(redis_item(value, 1));
+    bool share_only = redis_integer(redis_item(value, 2)) == 1;
     if (status == ERR_PROTO) {
         status = ERR_UNAVAILABLE;
     }
-    take->cb(take->ctx, status, status == 0 && granted > 0 ? (uint64_t)granted : 0,
-             status == 0 ? wait_ms : 0);
+    if (status != 0) {
+        granted = 0;
+        wait_ms = 0;
+        share_only = false;
+    }
+    uint64_t units = granted > 0 ? (uint64_t)granted : 0;
+    if (take->share_cb != NULL) {
+        take->share_cb(take->ctx, status, units, wait_ms, share_only);
+    } else {
+        take->cb(take->ctx, status, units, wait_ms);
+    }
     mem_free(take);
 }
 
@@ -48,7 +59,8 @@ static int check(const char *scope, const struct limiter_window *windows, size_t
 }
 
 static int send_take(struct queue *queue, const char *scope, const struct limiter_window *windows,
-                     size_t window_count, int64_t units, redis_cb cb, void *ctx)
+                     size_t window_count, const struct limiter_share *share, int64_t units,
+                     redis_cb cb, void *ctx)
 {
     char tag[QUEUE_TAG_MAX];
     char key[QUEUE_TAG_MAX + SCOPE_MAX + 32];
@@ -62,6 +74,8 @@ static int send_take(struct queue *queue, const char *scope, const struct limite
         redis_args_text(&args, key);
     }
     redis_args_number(&args, units);
+    redis_args_text(&args, share != NULL ? share->name : "");
+    redis_args_number(&args, share != NULL ? share->percent : 100);
     for (size_t i = 0; i < window_count; i++) {
         redis_args_number(&args, (int64_t)windows[i].units);
         redis_args_number(&args, windows[i].window_ms);
@@ -69,8 +83,9 @@ static int send_take(struct queue *queue, const char *scope, const struct limite
     return nodes_eval(queue->nodes, shard, SCRIPT_LIMIT_TAKE, window_count, &args, NULL, cb, ctx);
 }
 
-int limiter_take(struct queue *queue, const char *scope, const struct limiter_window *windows,
-                 size_t window_count, uint64_t wanted, limiter_cb cb, void *ctx)
+static int start_take(struct queue *queue, const char *scope, const struct limiter_window *windows,
+                      size_t window_count, const struct limiter_share *share, uint64_t wanted,
+                      const struct take *callback)
 {
     int status = check(scope, windows, window_count, wanted);
     if (status == 0 && queue->closing) {
@@ -80,9 +95,8 @@ int limiter_take(struct queue *queue, const char *scope, const struct limiter_wi
         return status;
     }
     struct take *take = mem_zero(sizeof(*take));
-    take->cb = cb;
-    take->ctx = ctx;
-    status = send_take(queue, scope, windows, window_count, (int64_t)wanted, on_taken, take);
+    *take = *callback;
+    status = send_take(queue, scope, windows, window_count, share, (int64_t)wanted, on_taken, take);
     if (status != 0) {
         mem_free(take);
         return status == ERR_CLOSED ? ERR_CLOSED : ERR_UNAVAILABLE;
@@ -90,11 +104,33 @@ int limiter_take(struct queue *queue, const char *scope, const struct limiter_wi
     return 0;
 }
 
-void limiter_return(struct queue *queue, const char *scope, const struct limiter_window *windows,
-                    size_t window_count, uint64_t unused)
+int limiter_take(struct queue *queue, const char *scope, const struct limiter_window *windows,
+                 size_t window_count, uint64_t wanted, limiter_cb cb, void *ctx)
+{
+    struct take take = {.cb = cb, .ctx = ctx};
+    return start_take(queue, scope, windows, window_count, NULL, wanted, &take);
+}
+
+int limiter_take_share(struct queue *queue, const char *scope, const struct limiter_window *windows,
+                       size_t window_count, const struct limiter_share *share, uint64_t wanted,
+                       limiter_share_cb cb, void *ctx)
+{
+    struct take take = {.share_cb = cb, .ctx = ctx};
+    return start_take(queue, scope, windows, window_count, share, wanted, &take);
+}
+
+void limiter_return_share(struct queue *queue, const char *scope,
+                          const struct limiter_window *windows, size_t window_count,
+                          const struct limiter_share *share, uint64_t unused)
 {
     if (check(scope, windows, window_count, unused) == 0 && queue_is_up(queue)) {
         /* What cannot be given back is only lost until its window has passed. */
-        (void)send_take(queue, scope, windows, window_count, -(int64_t)unused, NULL, NULL);
+        (void)send_take(queue, scope, windows, window_count, share, -(int64_t)unused, NULL, NULL);
     }
+}
+
+void limiter_return(struct queue *queue, const char *scope, const struct limiter_window *windows,
+                    size_t window_count, uint64_t unused)
+{
+    limiter_return_share(queue, scope, windows, window_count, NULL, unused);
 }

@@ -8,6 +8,7 @@ struct taken {
     int status;
     uint64_t granted;
     int64_t wait_ms;
+    bool share_only;
 };
 
 static void on_taken(void *ctx, int status, uint64_t granted, int64_t wait_ms)
@@ -95,6 +96,80 @@ static void test_never_above(void **state)
     handle_close(&handles[1]);
 }
 
+static void on_share_taken(void *ctx, int status, uint64_t granted, int64_t wait_ms,
+                           bool share_only)
+{
+    struct taken *taken = ctx;
+    on_taken(ctx, status, granted, wait_ms);
+    taken->share_only = share_only;
+}
+
+static struct taken take_share(struct handle *handle, const struct limiter_window *window,
+                               const struct limiter_share *share, uint64_t wanted)
+{
+    struct taken taken = {.rig = handle->rig};
+    assert_int_equal(limiter_take_share(handle->queue, "acs:messages", window, 1, share, wanted,
+                                        on_share_taken, &taken),
+                     0);
+    RIG_WAIT(handle->rig, taken.done);
+    assert_int_equal(taken.status, 0);
+    return taken;
+}
+
+static const struct limiter_share first = {.name = "alert", .percent = 100};
+static const struct limiter_share normal = {.name = "normal", .percent = 35};
+static const struct limiter_share bulk = {.name = "bulk", .percent = 15};
+
+/* A borrower takes half at once, then at the quota's pace; who is below its part gets what is left,
+ * and the first lane everything. */
+static void test_borrowing(void **state)
+{
+    struct handle handle;
+    const struct limiter_window window = {.units = 30, .window_ms = 3600000};
+    handle_open(*state, &handle, &((struct rig *)*state)->conf);
+    for (size_t i = 0; i < 15; i++) {
+        assert_int_equal(take_share(&handle, &window, &bulk, 1).granted, 1);
+    }
+    struct taken taken = take_share(&handle, &window, &bulk, 1);
+    assert_int_equal(taken.granted, 0);
+    assert_true(taken.share_only);
+    assert_in_range(taken.wait_ms, 1, 112500);
+    /* Below its part of 10, which no borrower could touch faster than the quota flows. */
+    assert_int_equal(take_share(&handle, &window, &normal, 12).granted, 10);
+    taken = take_share(&handle, &window, &normal, 1);
+    assert_int_equal(taken.granted, 0);
+    assert_true(taken.share_only);
+    assert_int_equal(take_share(&handle, &window, &first, 9).granted, 5);
+    taken = take_share(&handle, &window, &first, 1);
+    assert_int_equal(taken.granted, 0);
+    assert_false(taken.share_only);
+    /* What a share returns is its own again (unless the sub-bucket has just changed). */
+    limiter_return_share(handle.queue, "acs:messages", &window, 1, &normal, 3);
+    uint64_t again = take_share(&handle, &window, &normal, 9).granted;
+    assert_true(again == 3 || again == 0);
+    handle_close(&handle);
+}
+
+/* However long bulk has taken all it gets: whoever comes below its part finds a tenth at once. */
+static void test_reserve(void **state)
+{
+    enum { WINDOW_MS = 640, ROUNDS = 4 };
+    struct handle handle;
+    const struct limiter_window window = {.units = 40, .window_ms = WINDOW_MS};
+    uint64_t total = 0;
+    handle_open(*state, &handle, &((struct rig *)*state)->conf);
+    for (size_t round = 1; round <= ROUNDS; round++) {
+        int64_t begun_ms = clock_mono_ms();
+        while (clock_mono_ms() < begun_ms + 2 * WINDOW_MS + (int64_t)round * 37) {
+            total += take_share(&handle, &window, &bulk, 1).granted;
+        }
+        assert_int_equal(take_share(&handle, &window, &normal, 4).granted, 4);
+    }
+    /* Lent is nearly all: two windows a round. */
+    assert_true(total >= (uint64_t)ROUNDS * 2 * 40 * 6 / 10);
+    handle_close(&handle);
+}
+
 static void test_arguments(void **state)
 {
     struct handle handle;
@@ -130,6 +205,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_smallest_window_wins),
         cmocka_unit_test(test_never_above),
+        cmocka_unit_test(test_borrowing),
+        cmocka_unit_test(test_reserve),
         cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
