@@ -238,7 +238,10 @@ static const struct conf_option options[] = {
      .fallback = "10%",
      .min = 1,
      .max = 100,
-     .help = "Weight of the lane when batches are claimed."},
+     .help =
+         "The lane's guaranteed part of every backend's slots and rates. What it does not use is lent to "
+         "the others, except for a small reserve that an arriving alert finds at once. Sums above 100% "
+         "are scaled down."},
     {.path = "lanes.*.retry",
      .type = CONF_LADDER,
      .fallback = "30s, 2m, 5m, 15m, 1h*",

@@ -18,8 +18,9 @@
 
 /* Waiting lists. */
 
-void courier_waiting_push(struct waiting *w, struct queue_lease *lease)
+void station_waiting_push(struct station *station, size_t lane, struct queue_lease *lease)
 {
+    struct waiting *w = &station->channels[lane].waiting;
     if (w->count == w->cap) {
         size_t cap = w->cap == 0 ? 32 : w->cap * 2;
         struct queue_lease **grown = mem_alloc(cap * sizeof(struct queue_lease *));
@@ -33,31 +34,46 @@ void courier_waiting_push(struct waiting *w, struct queue_lease *lease)
     }
     w->leases[(w->head + w->count) % w->cap] = lease;
     w->count++;
+    station->lanes.lanes[lane].waiting++;
+    station->waiting_count++;
+    station->waiting_bytes += lease->message.body.len;
 }
 
-struct queue_lease *courier_waiting_pop(struct waiting *w)
+static void waiting_removed(struct station *station, size_t lane, const struct queue_lease *lease)
 {
+    station->channels[lane].waiting.count--;
+    station->lanes.lanes[lane].waiting--;
+    station->waiting_count--;
+    station->waiting_bytes -= lease->message.body.len;
+}
+
+struct queue_lease *station_waiting_pop(struct station *station, size_t lane)
+{
+    struct waiting *w = &station->channels[lane].waiting;
     ASSERT(w->count > 0);
     struct queue_lease *lease = w->leases[w->head];
     w->head = (w->head + 1) % w->cap;
-    w->count--;
+    waiting_removed(station, lane, lease);
     return lease;
 }
 
 /* The last one first: each goes to the front of its list. */
+void station_release_lane(struct station *station, size_t lane)
+{
+    struct waiting *w = &station->channels[lane].waiting;
+    while (w->count > 0) {
+        struct queue_lease *lease = w->leases[(w->head + w->count - 1) % w->cap];
+        waiting_removed(station, lane, lease);
+        queue_release(station->courier->queue, lease);
+        queue_lease_free(&lease);
+    }
+}
+
 void station_release_waiting(struct station *station)
 {
-    for (size_t l = 0; l < station->courier->conf->lane_count; l++) {
-        struct waiting *w = &station->channels[l].waiting;
-        while (w->count > 0) {
-            w->count--;
-            struct queue_lease *lease = w->leases[(w->head + w->count) % w->cap];
-            queue_release(station->courier->queue, lease);
-            queue_lease_free(&lease);
-        }
+    for (size_t l = 0; l < station->lanes.count; l++) {
+        station_release_lane(station, l);
     }
-    station->waiting_count = 0;
-    station->waiting_bytes = 0;
 }
 
 /* Gates. */
@@ -229,12 +245,14 @@ static void on_flight_done(struct delivery *delivery, const struct answer *answe
     }
     station->finished++;
     courier->flights--;
+    lanes_end(&station->lanes, flight->lane);
     mem_free(flight);
     courier_pump_later(courier);
     courier_drained_maybe(courier);
 }
 
-static struct flight *flight_new(struct station *station, size_t lane, struct queue_lease *lease)
+static struct flight *flight_new(struct station *station, size_t lane, struct queue_lease *lease,
+                                 size_t recipients_max)
 {
     struct flight *flight = mem_zero(sizeof *flight);
     flight->courier = station->courier;
@@ -259,8 +277,7 @@ static struct flight *flight_new(struct station *station, size_t lane, struct qu
         .ctx = flight,
     };
     for (size_t i = 0;
-         i < lease->batch.recipient_count && delivery->recipient_count < station->recipients_max;
-         i++) {
+         i < lease->batch.recipient_count && delivery->recipient_count < recipients_max; i++) {
         if (lease->batch.recipients[i].state == RECIPIENT_QUEUED) {
             flight->recipients[delivery->recipient_count] = lease->batch.recipients[i].address;
             flight->map[delivery->recipient_count] = i;
@@ -295,21 +312,23 @@ bool station_settle_unsent(struct station *station, size_t lane, struct queue_le
     return false;
 }
 
-/* Sends one claimed batch. */
-void station_launch(struct station *station, size_t lane, struct queue_lease *lease)
+void station_launch(struct station *station, size_t lane, struct queue_lease *lease,
+                    size_t recipients_max)
 {
     struct courier *courier = station->courier;
     if (station_settle_unsent(station, lane, lease)) {
         return;
     }
     FAILPOINT("courier-before-send");
-    struct flight *flight = flight_new(station, lane, lease);
+    struct flight *flight = flight_new(station, lane, lease, recipients_max);
     station->launched_ms = loop_now_ms(courier->loop);
     courier->flights++;
+    lanes_begin(&station->lanes, lane);
     if (backend_deliver(station->backend, &flight->delivery) != ERR_OK) {
         /* Its room has gone since it was asked, or it does not want this batch: not again at once.
          */
         courier->flights--;
+        lanes_end(&station->lanes, lane);
         station_close_locally(station, COURIER_REFUSED_WAIT_MS);
         queue_release(courier->queue, lease);
         queue_lease_free(&lease);
@@ -317,32 +336,38 @@ void station_launch(struct station *station, size_t lane, struct queue_lease *le
     }
 }
 
-/* The next waiting batch in order of lanes; NULL when there is none. */
-static struct queue_lease *next_waiting(struct station *station, size_t *out_lane)
+/* Lanes whose quota is used up for now; what waits of them goes back. */
+static void note_closed_lanes(struct station *station)
 {
-    for (size_t l = 0; l < station->courier->conf->lane_count; l++) {
-        if (station->channels[l].waiting.count > 0) {
-            *out_lane = l;
-            struct queue_lease *lease = courier_waiting_pop(&station->channels[l].waiting);
-            station->waiting_count--;
-            station->waiting_bytes -= lease->message.body.len;
-            return lease;
+    int64_t now_ms = loop_now_ms(station->courier->loop);
+    for (size_t l = 0; l < station->lanes.count; l++) {
+        bool closed = station->channels[l].closed_until_ms > now_ms;
+        station->lanes.lanes[l].closed = closed;
+        if (closed) {
+            station_release_lane(station, l);
         }
     }
-    return NULL;
+}
+
+/* True when a batch may begin: then its lane. */
+static bool next_lane(struct station *station, size_t *out_lane)
+{
+    return station->waiting_count > 0 && station_is_open(station) && !station->asking_quota &&
+           queue_is_up(station->courier->queue) &&
+           lanes_next(&station->lanes, backend_room(station->backend), out_lane);
 }
 
 static void pump_station(struct station *station)
 {
     bool limited = station->conf->message_window_count + station->conf->recipient_window_count > 0;
-    while (station->waiting_count > 0 && station_is_open(station) && !station->asking_quota &&
-           queue_is_up(station->courier->queue) && backend_room(station->backend) > 0) {
-        size_t lane = 0;
-        struct queue_lease *lease = next_waiting(station, &lane);
+    size_t lane = 0;
+    note_closed_lanes(station);
+    while (next_lane(station, &lane)) {
+        struct queue_lease *lease = station_waiting_pop(station, lane);
         if (limited) {
             station_start_quota(station, lane, lease);
         } else {
-            station_launch(station, lane, lease);
+            station_launch(station, lane, lease, station->recipients_max);
         }
     }
     if (station->waiting_count > 0 && !station_is_open(station)) {
@@ -436,6 +461,16 @@ static size_t recipients_max(const struct courier_backend_conf *conf)
     return max > 0 && max < BATCH_RECIPIENTS_MAX ? (size_t)max : BATCH_RECIPIENTS_MAX;
 }
 
+static void init_lanes(struct station *station)
+{
+    const struct courier_conf *conf = station->courier->conf;
+    uint32_t shares[LANES_MAX];
+    for (size_t l = 0; l < conf->lane_count; l++) {
+        shares[l] = conf->lanes[l].share_percent;
+    }
+    lanes_init(&station->lanes, shares, conf->lane_count);
+}
+
 int courier_new(struct loop *loop, struct queue *queue, const struct courier_conf *conf,
                 struct events *events, struct courier_pace *pace, struct courier **out,
                 struct err *err)
@@ -456,6 +491,7 @@ int courier_new(struct loop *loop, struct queue *queue, const struct courier_con
         station->index = i;
         station->defaults = backend_defaults(station->conf->backend->type);
         station->recipients_max = recipients_max(station->conf);
+        init_lanes(station);
         int status = backend_open(&env, station->conf->backend, &station->backend, err);
         if (status != ERR_OK) {
             abandon(courier);

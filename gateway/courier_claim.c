@@ -17,6 +17,11 @@
 #define PROBE_EVERY_MS 5000
 #define PROBE_BATCHES 64
 
+/* While every slot is taken, what a lane below its part has is fetched only when nothing was
+ * claimed for so long: loops with free slots come first. */
+#define PATIENCE_MS 50
+
+static_assert(COURIER_LANES_MAX == LANES_MAX, "lanes.h has room for all");
 static_assert(COURIER_BACKENDS_MAX * COURIER_LANES_MAX <= QUEUE_WANTS_MAX,
               "one claim asks for everything");
 
@@ -37,68 +42,55 @@ static void add_want(struct station *station, size_t lane, size_t max, bool expi
 
 static void expire_waiting(struct station *station)
 {
-    for (size_t l = 0; l < station->courier->conf->lane_count; l++) {
-        struct waiting *w = &station->channels[l].waiting;
-        for (size_t left = w->count; left > 0; left--) {
-            struct queue_lease *lease = courier_waiting_pop(w);
-            size_t bytes = lease->message.body.len;
-            if (station_settle_unsent(station, l, lease)) {
-                station->waiting_count--;
-                station->waiting_bytes -= bytes;
-            } else {
-                courier_waiting_push(w, lease);
+    for (size_t l = 0; l < station->lanes.count; l++) {
+        for (size_t left = station->channels[l].waiting.count; left > 0; left--) {
+            struct queue_lease *lease = station_waiting_pop(station, l);
+            if (!station_settle_unsent(station, l, lease)) {
+                station_waiting_push(station, l, lease);
             }
         }
     }
 }
 
-/* What expires while the backend takes nothing still comes to its end; what was claimed for it goes
- * back, where others may find it. */
-static void plan_probe(struct station *station)
+/* What expires while nothing is sent still comes to its end; what was claimed and finds no room
+ * goes back, where others may find it. True when it did. */
+static bool probe(struct station *station)
 {
-    struct courier *courier = station->courier;
-    int64_t now_ms = loop_now_ms(courier->loop);
-    if (station->closing || now_ms < station->probe_at_ms) {
-        return;
-    }
+    int64_t now_ms = loop_now_ms(station->courier->loop);
     station->probe_at_ms = now_ms + PROBE_EVERY_MS;
     expire_waiting(station);
-    if (backend_room(station->backend) == 0 && now_ms - station->launched_ms >= PROBE_EVERY_MS) {
+    bool stuck = backend_room(station->backend) == 0 &&
+                 now_ms - station->launched_ms >= PROBE_EVERY_MS;
+    if (stuck) {
         station_release_waiting(station);
     }
-    for (size_t l = 0; l < courier->conf->lane_count; l++) {
-        add_want(station, l, PROBE_BATCHES, true);
-    }
+    return stuck;
 }
 
-/* Shares what the station can take between the lanes: each its guaranteed part; parts of lanes that
- * had nothing last time are lent to those that had more than they asked for. */
-static void plan_station(struct station *station)
+/* What to ask for: what the lanes can begin now and soon, and at times what has expired of those
+ * that cannot begin anything. */
+static void plan_station(struct station *station, bool patient)
 {
-    const struct courier_conf *conf = station->courier->conf;
-    size_t ahead = station->finished < AHEAD_MAX ? station->finished : AHEAD_MAX;
-    size_t can_take = backend_room(station->backend) + ahead;
-    station->finished = 0;
-    if (!station_is_open(station) || can_take <= station->waiting_count ||
-        station->waiting_bytes >= AHEAD_MAX_BYTES) {
-        plan_probe(station);
+    size_t wants[LANES_MAX] = {0};
+    if (station->closing) {
         return;
     }
-    size_t free_slots = can_take - station->waiting_count;
-    size_t lent = 0;
-    size_t hungry = 0;
-    for (size_t l = 0; l < conf->lane_count; l++) {
-        size_t part = free_slots * conf->lanes[l].share_percent / 100;
-        if (station->channels[l].full) {
-            hungry++;
-        } else if (station->channels[l].returned == 0) {
-            lent += part;
-        }
+    size_t ahead = station->finished < AHEAD_MAX ? station->finished : AHEAD_MAX;
+    bool probing = loop_now_ms(station->courier->loop) >= station->probe_at_ms;
+    bool stuck = probing && probe(station);
+    station->finished = 0;
+    if (station_is_open(station) && !stuck) {
+        lanes_plan(&station->lanes, backend_room(station->backend), ahead, patient, wants);
     }
-    for (size_t l = 0; l < conf->lane_count; l++) {
-        size_t part = free_slots * conf->lanes[l].share_percent / 100;
-        part += station->channels[l].full ? lent / hungry : 0;
-        add_want(station, l, part > 0 ? part : 1, false);
+    for (size_t l = 0; l < station->lanes.count; l++) {
+        /* Large bodies do not pile up, but never stand in the way of another lane. */
+        bool heavy = station->waiting_bytes >= AHEAD_MAX_BYTES &&
+                     station->channels[l].waiting.count > 0;
+        if (wants[l] > 0 && !heavy) {
+            add_want(station, l, wants[l], false);
+        } else if (probing) {
+            add_want(station, l, PROBE_BATCHES, true);
+        }
     }
 }
 
@@ -109,11 +101,10 @@ static void take_lease(struct courier *courier, struct queue_lease *lease)
             span_eq(span_of(courier->wants[i].lane), lease->batch.lane)) {
             struct station *station = courier->asked[i].station;
             struct channel *channel = courier->asked[i].channel;
+            size_t lane = (size_t)(channel - station->channels);
             channel->returned++;
-            if (!station_settle_unsent(station, (size_t)(channel - station->channels), lease)) {
-                courier_waiting_push(&channel->waiting, lease);
-                station->waiting_count++;
-                station->waiting_bytes += lease->message.body.len;
+            if (!station_settle_unsent(station, lane, lease)) {
+                station_waiting_push(station, lane, lease);
             }
             return;
         }
@@ -141,13 +132,15 @@ static void note_gate(struct station *station, int64_t closed_until_wall_ms)
 /* What the answer says about one want; true when there may be more of it. */
 static bool note_answer(const struct asked *asked)
 {
-    struct channel *channel = asked->channel;
+    struct station *station = asked->station;
+    const struct channel *channel = asked->channel;
+    struct lane_state *lane = &station->lanes.lanes[channel - station->channels];
     bool full = channel->asked > 0 && channel->returned >= channel->asked;
     if (asked->expired_only) {
-        channel->full = false;
-        asked->station->probe_at_ms = full ? 0 : asked->station->probe_at_ms;
+        station->probe_at_ms = full ? 0 : station->probe_at_ms;
     } else {
-        channel->full = full;
+        lane->full = full;
+        lane->idle = channel->returned == 0;
     }
     return full;
 }
@@ -165,8 +158,8 @@ static void on_claimed(void *ctx, int status, struct queue_lease **leases, size_
     bool more = courier->again;
     courier->again = false;
     for (size_t i = 0; i < courier->want_count; i++) {
-        more = note_answer(&courier->asked[i]) || more;
         if (status == ERR_OK) {
+            more = note_answer(&courier->asked[i]) || more;
             note_gate(courier->asked[i].station, closed_until_ms[i]);
         }
     }
@@ -189,12 +182,15 @@ void courier_claim(struct courier *courier)
 {
     courier->again = false;
     courier->want_count = 0;
+    int64_t now_ms = loop_now_ms(courier->loop);
+    bool patient = now_ms - courier->claimed_ms >= PATIENCE_MS;
     for (size_t i = 0; i < courier->conf->backend_count; i++) {
-        plan_station(&courier->stations[i]);
+        plan_station(&courier->stations[i], patient);
     }
     if (courier->want_count == 0) {
         return;
     }
+    courier->claimed_ms = now_ms;
     int status = queue_claim(courier->queue, courier->wants, courier->want_count, on_claimed,
                              courier);
     courier->claiming = status == ERR_OK;

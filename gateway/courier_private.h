@@ -4,6 +4,7 @@
 #define HEAVE_GATEWAY_COURIER_PRIVATE_H
 
 #include "gateway/courier.h"
+#include "gateway/lanes.h"
 
 #include <stdbool.h>
 
@@ -20,9 +21,10 @@ struct waiting {
 /* One (backend, lane). */
 struct channel {
     struct waiting waiting;
-    uint32_t asked;    /* in the claim on its way */
-    uint32_t returned; /* by the last claim */
-    bool full;         /* the last claim returned all that was asked */
+    uint32_t asked;          /* in the claim on its way */
+    uint32_t returned;       /* by the last claim */
+    int64_t closed_until_ms; /* loop time: its part of the quota is used up */
+    uint32_t partials;       /* times in a row that only part of a batch was granted */
 };
 
 struct station {
@@ -32,6 +34,7 @@ struct station {
     struct backend *backend;
     size_t index;
     struct channel channels[COURIER_LANES_MAX];
+    struct lanes lanes;
     size_t waiting_count;
     size_t waiting_bytes;  /* of their bodies */
     size_t finished;       /* since the last claim */
@@ -73,6 +76,7 @@ struct courier {
     struct station stations[COURIER_BACKENDS_MAX];
     struct loop_timer poll;
     struct loop_task pump;
+    int64_t claimed_ms; /* loop time of the last claim */
     bool claiming;
     bool again; /* a hint came while a claim was on its way */
     bool draining;
@@ -88,20 +92,23 @@ struct courier {
     void *on_drained_ctx;
 };
 
-void courier_waiting_push(struct waiting *w, struct queue_lease *lease);
-/* The oldest; there must be one. */
-struct queue_lease *courier_waiting_pop(struct waiting *w);
+/* Claimed batches that have not begun, oldest first; a lease in it belongs to the station. */
+void station_waiting_push(struct station *station, size_t lane, struct queue_lease *lease);
+/* There must be one. */
+struct queue_lease *station_waiting_pop(struct station *station, size_t lane);
 
 bool station_is_open(const struct station *station);
 /* Closes it for this loop; a later time wins. */
 void station_close_locally(struct station *station, int64_t wait_ms);
-/* Gives everything that waits back to the queue. */
+/* Gives everything that waits back to the queue; or all of one lane. */
 void station_release_waiting(struct station *station);
+void station_release_lane(struct station *station, size_t lane);
 /* Settles a claimed batch at once when it has expired or must not be tried again; true when it did,
  * and then the lease is gone. */
 bool station_settle_unsent(struct station *station, size_t lane, struct queue_lease *lease);
-/* Sends one claimed batch; takes the lease. */
-void station_launch(struct station *station, size_t lane, struct queue_lease *lease);
+/* Sends up to `recipients_max` recipients of one claimed batch; takes the lease. */
+void station_launch(struct station *station, size_t lane, struct queue_lease *lease,
+                    size_t recipients_max);
 /* Asks for the batch's units and then sends it, or gives it back; takes the lease. Sets
  * asking_quota until then. */
 void station_start_quota(struct station *station, size_t lane, struct queue_lease *lease);

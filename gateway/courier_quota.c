@@ -7,10 +7,15 @@
 #define PARTIAL_WAIT_MAX_MS 60000
 #define MESSAGE_SCOPE_MAX 96
 
+/* A quota so small that it never grants a whole batch at once grants parts of it after so many
+ * tries. */
+#define PARTIAL_TRIES 4
+
 struct quota_ask {
     struct station *station;
     size_t lane;
     struct queue_lease *lease;
+    size_t recipients; /* to be sent */
     bool recipients_asked;
 };
 
@@ -19,9 +24,28 @@ static void ask_quota(struct quota_ask *ask);
 /* How many units the batch needs of what is being asked. */
 static uint64_t quota_wanted(const struct quota_ask *ask)
 {
-    size_t open = batch_open_count(&ask->lease->batch);
-    size_t tried = open < ask->station->recipients_max ? open : ask->station->recipients_max;
-    return ask->recipients_asked ? tried : 1;
+    return ask->recipients_asked ? ask->recipients : 1;
+}
+
+/* The first lane may use everything there is; the others leave what limiter.h says. */
+static struct limiter_share share_of(const struct quota_ask *ask)
+{
+    const struct lane_conf *lane = &ask->station->courier->conf->lanes[ask->lane];
+    return (struct limiter_share){.name = lane->name,
+                                  .percent = ask->lane == 0 ? 100 : lane->share_percent};
+}
+
+static void give_back(const struct quota_ask *ask, bool recipients, uint64_t units)
+{
+    const struct courier_backend_conf *conf = ask->station->conf;
+    char scope[MESSAGE_SCOPE_MAX];
+    (void)snprintf(scope, sizeof scope, "%s:%s", conf->backend->name,
+                   recipients ? "recipients" : "messages");
+    struct limiter_share share = share_of(ask);
+    limiter_return_share(ask->station->courier->queue, scope,
+                         recipients ? conf->recipient_windows : conf->message_windows,
+                         recipients ? conf->recipient_window_count : conf->message_window_count,
+                         &share, units);
 }
 
 /* Some units were left but not enough: the first sub-bucket of the shortest window brings more. */
@@ -35,54 +59,84 @@ static int64_t partial_wait(const struct courier_backend_conf *conf)
     return wait_ms > COURIER_REFUSED_WAIT_MS ? wait_ms : COURIER_REFUSED_WAIT_MS;
 }
 
-static void quota_refused(struct quota_ask *ask, int64_t wait_ms)
+static void close_lane(struct station *station, size_t lane, int64_t wait_ms)
+{
+    station->channels[lane].closed_until_ms = loop_now_ms(station->courier->loop) +
+                                              (wait_ms > 0 ? wait_ms : 1);
+}
+
+/* Takes the ask. */
+static void quota_granted(struct quota_ask *ask)
 {
     struct station *station = ask->station;
-    station_close_locally(station, wait_ms);
-    station_release_waiting(station);
+    station->asking_quota = false;
+    station->channels[ask->lane].partials = 0;
+    station_launch(station, ask->lane, ask->lease, ask->recipients);
+    mem_free(ask);
+    courier_pump_later(station->courier);
+    courier_drained_maybe(station->courier);
+}
+
+/* Takes the ask; its lane or the station is closed already. The next pump releases what waits. */
+static void quota_refused(struct quota_ask *ask)
+{
+    struct station *station = ask->station;
+    station->asking_quota = false;
     queue_release(station->courier->queue, ask->lease);
     queue_lease_free(&ask->lease);
     mem_free(ask);
     courier_pump_later(station->courier);
+    courier_drained_maybe(station->courier);
 }
 
-static void on_quota(void *ctx, int status, uint64_t granted, int64_t wait_ms)
+/* Only part of the recipients were granted: the others wait a little for the rest, unless that has
+ * been tried often enough. */
+static void on_partial(struct quota_ask *ask, uint64_t granted)
+{
+    struct channel *channel = &ask->station->channels[ask->lane];
+    channel->partials++;
+    if (channel->partials >= PARTIAL_TRIES) {
+        ask->recipients = (size_t)granted;
+        quota_granted(ask);
+        return;
+    }
+    give_back(ask, true, granted);
+    if (ask->station->conf->message_window_count > 0) {
+        give_back(ask, false, 1);
+    }
+    close_lane(ask->station, ask->lane, partial_wait(ask->station->conf));
+    quota_refused(ask);
+}
+
+static void on_quota(void *ctx, int status, uint64_t granted, int64_t wait_ms, bool share_only)
 {
     struct quota_ask *ask = ctx;
     struct station *station = ask->station;
     const struct courier_backend_conf *conf = station->conf;
-    if (status == ERR_OK && granted == quota_wanted(ask) && !station->closing) {
-        if (!ask->recipients_asked && conf->recipient_window_count > 0) {
+    bool recipients_left = !ask->recipients_asked && conf->recipient_window_count > 0;
+    if (status == ERR_OK && granted > 0 && !station->closing) {
+        if (granted < quota_wanted(ask)) {
+            on_partial(ask, granted);
+        } else if (recipients_left) {
             ask->recipients_asked = true;
             ask_quota(ask);
-            return;
+        } else {
+            quota_granted(ask);
         }
-        station->asking_quota = false;
-        station_launch(station, ask->lane, ask->lease);
-        mem_free(ask);
-        courier_pump_later(station->courier);
-        courier_drained_maybe(station->courier);
         return;
     }
-    station->asking_quota = false;
-    char scope[MESSAGE_SCOPE_MAX];
-    if (ask->recipients_asked && granted > 0) {
-        (void)snprintf(scope, sizeof scope, "%s:recipients", conf->backend->name);
-        limiter_return(station->courier->queue, scope, conf->recipient_windows,
-                       conf->recipient_window_count, granted);
+    if (granted > 0) {
+        give_back(ask, ask->recipients_asked, granted);
     }
     if (ask->recipients_asked && conf->message_window_count > 0) {
-        (void)snprintf(scope, sizeof scope, "%s:messages", conf->backend->name);
-        limiter_return(station->courier->queue, scope, conf->message_windows,
-                       conf->message_window_count, 1);
+        give_back(ask, false, 1);
     }
-    if (status != ERR_OK) {
-        wait_ms = COURIER_DOWN_WAIT_MS;
-    } else if (granted > 0) {
-        wait_ms = partial_wait(conf);
+    if (status == ERR_OK && granted == 0 && share_only) {
+        close_lane(station, ask->lane, wait_ms);
+    } else {
+        station_close_locally(station, status == ERR_OK ? wait_ms : COURIER_DOWN_WAIT_MS);
     }
-    quota_refused(ask, wait_ms);
-    courier_drained_maybe(station->courier);
+    quota_refused(ask);
 }
 
 static void ask_quota(struct quota_ask *ask)
@@ -91,24 +145,27 @@ static void ask_quota(struct quota_ask *ask)
     char scope[MESSAGE_SCOPE_MAX];
     (void)snprintf(scope, sizeof scope, "%s:%s", conf->backend->name,
                    ask->recipients_asked ? "recipients" : "messages");
-    int status = limiter_take(
+    struct limiter_share share = share_of(ask);
+    int status = limiter_take_share(
         ask->station->courier->queue, scope,
         ask->recipients_asked ? conf->recipient_windows : conf->message_windows,
-        ask->recipients_asked ? conf->recipient_window_count : conf->message_window_count,
+        ask->recipients_asked ? conf->recipient_window_count : conf->message_window_count, &share,
         quota_wanted(ask), on_quota, ask);
     if (status != ERR_OK) {
-        ask->station->asking_quota = false;
-        quota_refused(ask, COURIER_DOWN_WAIT_MS);
+        station_close_locally(ask->station, COURIER_DOWN_WAIT_MS);
+        quota_refused(ask);
     }
 }
 
 void station_start_quota(struct station *station, size_t lane, struct queue_lease *lease)
 {
+    size_t open = batch_open_count(&lease->batch);
     struct quota_ask *ask = mem_zero(sizeof *ask);
     *ask = (struct quota_ask){
         .station = station,
         .lane = lane,
         .lease = lease,
+        .recipients = open < station->recipients_max ? open : station->recipients_max,
         .recipients_asked = station->conf->message_window_count == 0,
     };
     station->asking_quota = true;

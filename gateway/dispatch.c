@@ -19,20 +19,35 @@ struct dispatch {
     void *on_drained_ctx;
 };
 
+static struct lane_conf lane_of(const struct conf_lane *lane)
+{
+    return (struct lane_conf){
+        .name = lane->name,
+        .share_percent = lane->share_percent,
+        .ladder_ms = lane->retry_ms,
+        .ladder_count = lane->retry_count,
+        .last_repeats = lane->retry_last_repeats,
+        .expires_ms = lane->expires_ms,
+        .retry_unknown = lane->on_unknown == CONF_UNKNOWN_RETRY,
+    };
+}
+
+/* Precedence does not hang on which lanes a file happens to name first. */
+static int rank_of(const struct conf_lane *lane)
+{
+    return strcmp(lane->name, "alert") == 0 ? 0 : strcmp(lane->name, "bulk") == 0 ? 2 : 1;
+}
+
 static void make_lanes(struct dispatch *dispatch, const struct conf *conf)
 {
     dispatch->lanes = mem_zero(conf->lane_count * sizeof *dispatch->lanes);
-    for (size_t i = 0; i < conf->lane_count; i++) {
-        const struct conf_lane *lane = &conf->lanes[i];
-        dispatch->lanes[i] = (struct lane_conf){
-            .name = lane->name,
-            .share_percent = lane->share_percent,
-            .ladder_ms = lane->retry_ms,
-            .ladder_count = lane->retry_count,
-            .last_repeats = lane->retry_last_repeats,
-            .expires_ms = lane->expires_ms,
-            .retry_unknown = lane->on_unknown == CONF_UNKNOWN_RETRY,
-        };
+    size_t next = 0;
+    for (int rank = 0; rank <= 2; rank++) {
+        for (size_t i = 0; i < conf->lane_count; i++) {
+            if (rank_of(&conf->lanes[i]) == rank) {
+                dispatch->lanes[next++] = lane_of(&conf->lanes[i]);
+            }
+        }
     }
 }
 

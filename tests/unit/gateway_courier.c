@@ -344,6 +344,57 @@ static void test_recipient_rates_below_a_batch(void **state)
     assert_true(world->dot_ms[1] - world->dot_ms[0] > 900);
 }
 
+/* Bulk has all the slots it can borrow and hangs there; an alert begins all the same. */
+static void test_an_alert_finds_a_reserved_slot(void **state)
+{
+    struct world *world = *state;
+    hang_at_dot(world);
+    world->backend.concurrency = 4;
+    start(world);
+    enqueue(world, "bulk", 20, 1, 3600 * SECOND);
+    WAIT(world, world->dots == 3);
+    enqueue(world, "alert", 1, 1, 3600 * SECOND);
+    WAIT(world, world->dots == 4);
+    server_reply(world->peer, "250 2.0.0 queued");
+    WAIT(world, count_states(world, world->draft.id, RECIPIENT_DELIVERED) == 1);
+}
+
+/* One slot, and bulk claimed ahead for it: the alert that came later goes next. */
+static void test_an_alert_overtakes_what_was_claimed_ahead(void **state)
+{
+    struct world *world = *state;
+    hang_at_dot(world);
+    start(world);
+    enqueue(world, "bulk", 30, 1, 3600 * SECOND);
+    for (size_t i = 1; i <= 10; i++) {
+        WAIT(world, world->dots == i);
+        server_reply(world->peer, "250 2.0.0 queued");
+    }
+    WAIT(world, world->dots == 11);
+    enqueue(world, "alert", 1, 1, 3600 * SECOND);
+    WAIT(world, state_of(world, world->draft.id) == BATCH_CLAIMED);
+    server_reply(world->peer, "250 2.0.0 queued");
+    WAIT(world, world->dots == 12);
+    server_reply(world->peer, "250 2.0.0 queued");
+    WAIT(world, count_states(world, world->draft.id, RECIPIENT_DELIVERED) == 1);
+    assert_in_range(world->dots, 12, 13);
+}
+
+/* A rate of 20 an hour: bulk may borrow, but never what the alerts are due. */
+static void test_rates_are_shared(void **state)
+{
+    static const struct limiter_window windows[] = {{.units = 20, .window_ms = 3600 * SECOND}};
+    struct world *world = *state;
+    world->station.message_windows = windows;
+    world->station.message_window_count = 1;
+    enqueue(world, "bulk", 30, 1, 3600 * SECOND);
+    start(world);
+    WAIT(world, world->dots == 10); /* half of it; the next ones at the pace of the quota */
+    enqueue(world, "alert", 10, 1, 3600 * SECOND);
+    WAIT(world, count_states(world, world->draft.id, RECIPIENT_DELIVERED) >= 9);
+    assert_in_range(world->dots, 19, 20);
+}
+
 static void test_drain_waits_for_flights(void **state)
 {
     struct world *world = *state;
@@ -517,6 +568,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_expires_without_room, setup, teardown),
         cmocka_unit_test_setup_teardown(test_message_rates, setup, teardown),
         cmocka_unit_test_setup_teardown(test_recipient_rates_below_a_batch, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_an_alert_finds_a_reserved_slot, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_an_alert_overtakes_what_was_claimed_ahead, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_rates_are_shared, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drain_waits_for_flights, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drain_ends_flights, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drain_without_redis, setup, teardown),
