@@ -87,10 +87,11 @@ enum conf_queue_kind {
  * (embedded) and the tls context (made from ca_file when use_tls); copy it and fill these in. */
 struct conf_queue {
     enum conf_queue_kind kind;
-    const char *data_dir;       /* embedded: where the append-only file lives */
-    const char *server_program; /* embedded: NULL for redis-server from PATH */
-    bool use_tls;               /* rediss:// */
-    const char *ca_file;        /* NULL: the system's roots */
+    const char *data_dir;            /* embedded: where the append-only file lives */
+    const char *server_program;      /* embedded: NULL for redis-server from PATH */
+    bool use_tls;                    /* rediss:// */
+    const char *ca_file;             /* NULL: the system's roots */
+    const char *encryption_key_file; /* NULL: bodies are stored in the clear */
     struct queue_conf handle;
 };
 

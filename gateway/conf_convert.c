@@ -1,7 +1,9 @@
 #include "gateway/conf_tree.h"
 
 #include "gateway/base/codec.h"
+#include "queue/keyring.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -360,6 +362,38 @@ static void check_queue(struct conf_loader *loader, const struct conf_node *node
     }
 }
 
+/* The text of the key file, checked; it stays with the configuration and is wiped with it. */
+static const char *read_keys(struct conf_loader *loader, const struct conf_node *queue,
+                             const char *path)
+{
+    struct err err = {0};
+    struct keyring *keys = NULL;
+    const char *text = NULL;
+    struct buf bytes;
+    buf_init_secret(&bytes, CONF_SECRET_FILE_MAX);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    int status = fd >= 0 ? conf_read_all(fd, &bytes) : ERR_IO;
+    if (fd >= 0) {
+        (void)close(fd); /* nothing was written: its result cannot matter */
+    }
+    if (status != ERR_OK) {
+        (void)err_set(&err, status, "%s cannot be read as a key file below 64 KiB.", path);
+    } else if (span_find(buf_span(&bytes), '\0') < buf_len(&bytes)) {
+        (void)err_set(&err, ERR_INVAL, "%s holds a NUL byte.", path);
+    } else if (keyring_parse(buf_span(&bytes), &keys, &err) == ERR_OK) {
+        char *copy = conf_text(loader, buf_span(&bytes));
+        conf_secret_keep(loader, copy);
+        text = copy;
+    }
+    if (text == NULL) {
+        convert_mistake(loader, queue, "queue", "encryption_key_file",
+                        "lines \"name:key\", the key of 32 bytes in base64", err.text);
+    }
+    keyring_free(&keys);
+    buf_release(&bytes);
+    return text;
+}
+
 static void convert_queue(struct conf_loader *loader, const struct conf_node *root,
                           struct conf *conf)
 {
@@ -384,6 +418,11 @@ static void convert_queue(struct conf_loader *loader, const struct conf_node *ro
     queue->handle.dead_letters_ms = (int64_t)read_number_of(node, "dead_letters");
     queue->handle.dead_letter_bytes = read_number_of(node, "dead_letter_bytes");
     queue->handle.max_bytes = read_number_of(node, "max_bytes");
+    queue->handle.compression = read_number_of(node, "compression") == 1;
+    queue->encryption_key_file = read_text(node, "encryption_key_file");
+    if (queue->encryption_key_file != NULL) {
+        queue->handle.encryption_keys = read_keys(loader, node, queue->encryption_key_file);
+    }
     if (is_known) {
         check_queue(loader, node, queue);
     }

@@ -220,6 +220,15 @@ static const struct conf_option options[] = {
      .min = MIB,
      .max = INT64_C(1) << 50,
      .help = "New messages are put off (452, 503) when the queue holds so much."},
+    {.path = "queue.compression",
+     .type = CONF_BOOL,
+     .fallback = "true",
+     .help = "Stores bodies above 1 KiB compressed (zstd) where that saves something."},
+    {.path = "queue.encryption_key_file",
+     .type = CONF_FILE,
+     .help =
+         "Seals stored bodies (AES-256-GCM) with the first of the keys in this file, a line \"name:32 "
+         "bytes in base64\" each; every key of it opens what it has sealed."},
 
     {.path = "tenant", .type = CONF_MAP, .reload = CONF_LIVE, .help = "The Microsoft 365 tenant."},
     {.path = "tenant.accepted_domains",

@@ -70,6 +70,7 @@ struct pending {
     char fingerprint_hex[65];
     char id[MESSAGE_ID_MAX + 1];
     char made_message_id[MESSAGE_ID_MAX + 300];
+    struct buf added; /* what stands before a large message, until it is stored */
 };
 
 const char *intake_verdict_name(enum intake_verdict verdict)
@@ -214,6 +215,7 @@ static void finish(void *ctx)
     ASSERT(intake->pending > 0);
     intake->pending--;
     submission->on_result(submission, result);
+    buf_release(&pending->added);
     mem_free(pending);
 }
 
@@ -720,13 +722,27 @@ static int enqueue(struct pending *pending, struct span added, struct span rest)
                          on_enqueued, pending);
 }
 
-/* Completes the header, and hands everything to the queue, which copies it before it returns. */
+/* A large message is stored in pieces, while other submissions need the scratch room. */
+static bool lend_message(struct pending *pending, struct span rest)
+{
+    struct buf *scratch = &pending->intake->scratch;
+    if (buf_len(scratch) + rest.len <= QUEUE_BODY_COPIED) {
+        return false;
+    }
+    pending->added = *scratch;
+    buf_init(scratch, pending->added.max);
+    return true;
+}
+
+/* Completes the header, and hands everything to the queue, which copies it before it returns, or
+ * reads a large message until its callback. */
 static void store(struct pending *pending)
 {
     struct intake *intake = pending->intake;
     struct span header;
     struct span rest;
     fields_split(pending->submission->message, &header, &rest);
+    bool lent = false;
     FAILPOINT("intake-before-enqueue");
     queue_message_id(intake->queue, &pending->idempotency, pending->id);
     buf_reset(&intake->scratch);
@@ -735,16 +751,21 @@ static void store(struct pending *pending)
                      ? write_message(pending, header, &rest, &intake->scratch)
                      : ERR_UNAVAILABLE;
     if (status == ERR_OK) {
-        status = enqueue(pending, buf_span(&intake->scratch), rest);
+        lent = lend_message(pending, rest);
+        status = enqueue(pending, buf_span(lent ? &pending->added : &intake->scratch), rest);
     }
     if (intake->scratch.cap > SCRATCH_KEEP_BYTES) {
         buf_release(&intake->scratch);
     }
-    if (status != ERR_OK) {
+    if (status == ERR_LIMIT || status == ERR_NOMEM) {
+        refuse(pending, INTAKE_FULL, "Too much mail is being stored at once; try again later.");
+    } else if (status != ERR_OK) {
         refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
         return;
     }
-    let_message_go(pending);
+    if (!lent) {
+        let_message_go(pending);
+    }
 }
 
 static void on_key(void *ctx, int status, const struct queue_key_found *found)

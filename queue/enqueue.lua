@@ -3,7 +3,7 @@
 -- KEYS: shard tag, then one idempotency key for each message that has one, in order.
 -- ARGV: max_bytes (0: no limit), idempotency ttl ms, number of messages; then per message
 --   id, charge, expires_ms, stored message, body, recipients, 'owner|fingerprint', answer (both '' without a key),
---   flags (1: there is a key, 2: the body is large and was SET before with an expiry), number of batches; then per batch
+--   flags (1: there is a key; 2 * n: the body is large, its n list elements were sent before), number of batches; then per batch
 --   entry, pair, client, due_ms (0: ready), stored batch.
 -- Reply: per message 0 (stored), 1 (full), 2 (conflict), 3 (its large body did not arrive),
 --   4 (its key is reserved by another owner) or {id, answer} (known key).
@@ -81,7 +81,7 @@ for i = 1, tonumber(ARGV[3]) do
     if flags >= 2 then
         if reply then
             unwanted[#unwanted + 1] = body_key
-        elseif redis.call('EXISTS', body_key) == 0 then
+        elseif redis.call('LLEN', body_key) ~= math.floor(flags / 2) then
             reply = 3
         else
             large[#large + 1] = body_key

@@ -8,6 +8,7 @@
 
 #include "gateway/base/codec.h"
 #include "gateway/base/failpoint.h"
+#include "queue/body.h"
 
 #include <stdio.h>
 
@@ -139,6 +140,7 @@ void queue_pair_register(struct queue *queue, uint32_t shard, struct span pair)
 static void flush(void *ctx)
 {
     struct queue *queue = ctx;
+    queue_upload_flush(queue);
     queue_enqueue_flush(queue);
     queue_start_flush(queue);
     queue_settle_flush(queue);
@@ -299,6 +301,11 @@ struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
     for (uint32_t shard = 0; shard < conf->shards; shard++) {
         redis_args_init(&queue->starts[shard]);
     }
+    if (conf->encryption_keys != NULL) {
+        int status = keyring_parse(span_of(conf->encryption_keys), &queue->keyring, NULL);
+        ASSERT(status == 0); /* the configuration was checked with the same function */
+    }
+    queue->codec = body_codec_new(conf->compression, queue->keyring);
     queue->redis_conf = (struct redis_conf){
         .server = conf, .scripts = queue_scripts, .script_count = SCRIPT_COUNT};
     queue->nodes = nodes_open(loop, &queue->redis_conf, &redis_ops, queue);
@@ -335,6 +342,7 @@ static void on_connection_closed(void *ctx)
     if (queue->open_connections > 0) {
         return;
     }
+    queue_upload_fail(queue);
     queue_enqueue_fail(queue, ERR_CLOSED);
     queue_settle_fail(queue, ERR_CLOSED);
     for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
@@ -351,6 +359,8 @@ static void on_connection_closed(void *ctx)
     loop_task_cancel(&queue->hint_task);
     void (*on_closed)(void *) = queue->on_closed;
     void *closed_ctx = queue->closed_ctx;
+    body_codec_free(&queue->codec);
+    keyring_free(&queue->keyring);
     mem_free(queue);
     on_closed(closed_ctx);
 }

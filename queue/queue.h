@@ -51,7 +51,9 @@ struct queue_conf {
                                    for a replay; never longer than retention_ms */
     uint64_t dead_letter_bytes; /* and how many bytes of them; 0: no limit */
     uint64_t max_bytes;         /* admission: bytes of waiting bodies and records; 0: no limit */
-    bool managed; /* the server belongs to us (embedded): settings are not checked, only used */
+    bool managed;     /* the server belongs to us (embedded): settings are not checked, only used */
+    bool compression; /* of bodies above 1 KiB, where it saves something */
+    const char *encryption_keys; /* bodies are sealed: text that keyring_parse() takes; or NULL */
 };
 
 struct queue;
@@ -113,13 +115,15 @@ struct queue_enqueued {
 };
 typedef void (*queue_enqueue_cb)(void *ctx, int status, const struct queue_enqueued *result);
 
+#define QUEUE_BODY_COPIED ((size_t)64 * 1024)
 /* Stores message, body and all batches in one atomic step. Names of lanes and backends must not
  * contain '|', those and the client's no line feed, and together they have at most 300 bytes
  * (ERR_INVAL otherwise). The callback runs when they are durable at the configured level: only then
- * may the peer be told yes. `send_at_ms` > 0 (wall): the batches start DELAYED. The body and
- * records are copied to the connection's output before return. Errors: ERR_UNAVAILABLE (no
- * connection), ERR_LIMIT (too much waiting to be written), ERR_INVAL (no batch, a name, an id that
- * was not made for this key), ERR_CLOSED. */
+ * may the peer be told yes. `send_at_ms` > 0 (wall): the batches start DELAYED. Everything is
+ * copied before return, except prefix and body when they are above QUEUE_BODY_COPIED together:
+ * those are sent in pieces and must stay until the callback. Errors: ERR_UNAVAILABLE (no
+ * connection), ERR_LIMIT (too much waiting to be written: 128 MiB), ERR_INVAL (no batch, a name, an
+ * id that was not made for this key), ERR_CLOSED. */
 MUST_USE int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
                            const struct queue_idempotency *idempotency, queue_enqueue_cb cb,
                            void *ctx);
@@ -174,6 +178,8 @@ struct queue_lease {
                              their end earlier) */
     struct arena arena;   /* owns what the spans point to, except for a large body: */
     struct queue_body *shared_body;  /* shared by the claimed batches of one message, or NULL */
+    size_t entry_bytes;              /* of a large body, as the names of its batches say; else 0 */
+    uint64_t charge;                 /* what admission counted for the message */
     struct queue_lease *next, *prev; /* for the queue's heartbeat list */
 };
 void queue_lease_free(struct queue_lease **lease);

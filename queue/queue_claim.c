@@ -3,10 +3,12 @@
 #include "queue/queue_internal.h"
 
 #include "gateway/base/failpoint.h"
+#include "queue/body.h"
 
 #include <stdio.h>
 
 enum {
+    WHY_MAX = 240,
     BATCHES_MAX = 1000, /* per call to Redis: Lua's unpack takes some thousands */
 };
 /* What one claim brings, all shards together; the last body may pass it. */
@@ -21,12 +23,6 @@ struct claim_want {
     uint32_t left;
     bool expired_only;
     int64_t closed_until_ms;
-};
-
-/* A large body and the claimed batches that need it. */
-struct queue_body {
-    struct arena arena;
-    size_t references;
 };
 
 struct claim {
@@ -50,20 +46,9 @@ struct claim {
 struct fetch {
     struct claim *claim;
     size_t first, count;
-    char suffix[24]; /* "*KiB", the end of its batches' entries */
 };
 
 static void ask_next(struct claim *claim);
-
-void queue_body_unref(struct queue_body **body)
-{
-    struct queue_body *shared = *body;
-    *body = NULL;
-    if (shared != NULL && --shared->references == 0) {
-        arena_release(&shared->arena);
-        mem_free(shared);
-    }
-}
 
 static void claim_finish(struct claim *claim, int status)
 {
@@ -99,23 +84,14 @@ static void claim_finish(struct claim *claim, int status)
     }
 }
 
-/* A lease keeps copies of its own: stored records and body, in its arena. A large body comes later.
- */
+/* A lease keeps copies of its own: stored records and body, in its arena. */
 static int fill_lease(struct queue_lease *lease, const struct redis_value *batch,
-                      const struct redis_value *message, bool large)
+                      const struct redis_value *message)
 {
-    struct span id = redis_item(message, 0)->text;
-    struct span stored_message = redis_item(message, 1)->text;
-    const struct redis_value *body = redis_item(message, 2);
-    if (body->type != REDIS_TEXT && !large) {
-        return ERR_INVAL;
-    }
-    struct span own_id = arena_dup(&lease->arena, id);
-    struct span own_message = arena_dup(&lease->arena, stored_message);
+    struct span own_id = arena_dup(&lease->arena, redis_item(message, 0)->text);
+    struct span own_message = arena_dup(&lease->arena, redis_item(message, 1)->text);
     struct span own_batch = arena_dup(&lease->arena, batch->text);
-    struct span own_body = arena_dup(&lease->arena, body->text);
-    if (own_id.data == NULL || own_message.data == NULL || own_batch.data == NULL ||
-        own_body.data == NULL) {
+    if (own_id.data == NULL || own_message.data == NULL || own_batch.data == NULL) {
         return ERR_NOMEM;
     }
     struct batch_head head;
@@ -127,7 +103,7 @@ static int fill_lease(struct queue_lease *lease, const struct redis_value *batch
         return status;
     }
     lease->message.id = own_id;
-    lease->message.body = own_body;
+    lease->charge = queue_message_charge(own_message);
     lease->batch.state = BATCH_CLAIMED;
     lease->epoch = head.epoch + 1;
     lease->was_started = head.starts > 0;
@@ -135,6 +111,35 @@ static int fill_lease(struct queue_lease *lease, const struct redis_value *batch
         bool open = lease->batch.recipients[i].state == RECIPIENT_QUEUED;
         lease->open_mask |= open ? (uint64_t)1 << i : 0;
     }
+    return 0;
+}
+
+/* A small body, out of its frame. Errors: ERR_NOMEM; ERR_INVAL with a sentence: it cannot be read.
+ */
+static int fill_body(struct queue *queue, struct queue_lease *lease,
+                     const struct redis_value *stored, char why[WHY_MAX])
+{
+    struct body_piece whole = {.id = lease->message.id};
+    struct span frame = stored->text;
+    if (stored->type != REDIS_TEXT) {
+        (void)snprintf(why, WHY_MAX, "The stored body is gone.");
+        return ERR_INVAL;
+    }
+    int status = body_size(frame, &whole.body_bytes);
+    if (status == 0 && !body_is_bare(frame) && whole.body_bytes > BODY_SMALL_BYTES) {
+        status = ERR_INVAL; /* a damaged size must not take memory */
+    }
+    char *room = status == 0 ? arena_alloc(&lease->arena, whole.body_bytes + 1) : NULL;
+    if (status == 0 && room == NULL) {
+        return ERR_NOMEM;
+    }
+    status = status != 0 ? status : body_decode(queue->codec, &whole, frame, room);
+    if (status != 0) {
+        body_explain(status, frame, why, WHY_MAX);
+        return status == ERR_NOMEM ? ERR_NOMEM : ERR_INVAL;
+    }
+    lease->message.body = span_make(room, whole.body_bytes);
+    lease->charge = lease->charge > 0 ? lease->charge : queue_charge(frame.len, lease->batch_total);
     return 0;
 }
 
@@ -148,11 +153,11 @@ static void link_lease(struct claim *claim, struct queue_lease *lease)
     ring->prev = lease;
 }
 
-static void on_body(void *ctx, int status, const struct redis_value *value);
+static void on_body(void *ctx, int status, struct queue_body *body, const char *why);
 
 /* Asks for the body of the newest lease; leases of the same message that follow each other share
  * one answer. */
-static void fetch_body(struct claim *claim, struct span entry, struct fetch **last)
+static void fetch_body(struct claim *claim, struct fetch **last)
 {
     size_t index = claim->lease_count - 1;
     struct span id = claim->leases[index]->message.id;
@@ -162,18 +167,10 @@ static void fetch_body(struct claim *claim, struct span entry, struct fetch **la
         (*last)->count++;
         return;
     }
-    char key[QUEUE_BODY_KEY_MAX];
-    struct redis_args args;
     struct fetch *fetch = mem_zero(sizeof(*fetch));
     *fetch = (struct fetch){.claim = claim, .first = index, .count = 1};
-    struct span suffix = entry;
-    (void)span_cut(&suffix, '*');
-    (void)snprintf(fetch->suffix, sizeof(fetch->suffix), "*%.*s", SPAN_FMT(suffix));
-    queue_body_key(claim->shard, id, key);
-    redis_args_init(&args);
-    redis_args_text(&args, "GET");
-    redis_args_text(&args, key);
-    if (nodes_call(claim->queue->nodes, claim->shard, &args, on_body, fetch) != 0) {
+    if (queue_fetch_body(claim->queue, claim->shard, id, claim->leases[index]->entry_bytes / 1024,
+                         on_body, fetch) != 0) {
         mem_free(fetch);
         queue_lease_free(&claim->leases[index]);
         claim->lease_count--;
@@ -229,6 +226,19 @@ static void give_up_batch(struct claim *claim, struct span entry, struct span pa
     }
 }
 
+/* Holds a batch whose record is good and whose body is not, with the reason. The claim ends. */
+static void hold_lease(struct claim *claim, struct queue_lease **lease, const char *why)
+{
+    struct queue *queue = claim->queue;
+    struct queue_settlement held = {.next = QUEUE_NEXT_HOLD, .reason = span_of(why)};
+    /* What cannot be written now ends with its lease, and is claimed and held again. */
+    int status = queue_settle(queue, *lease, &held, NULL, NULL);
+    if (status == 0 && queue->ops->on_sweep != NULL) {
+        queue->ops->on_sweep(queue->ctx, "unreadable", 1);
+    }
+    queue_lease_free(lease);
+}
+
 /* What claim.lua counted this entry as: "id/n*KiB" names a large body's size. */
 static int64_t body_bytes(struct span entry)
 {
@@ -242,18 +252,28 @@ static void take_batch(struct claim *claim, struct span entry, const struct redi
 {
     struct queue_lease *lease = mem_zero(sizeof(*lease));
     bool large = span_find(entry, '*') < entry.len;
+    char why[WHY_MAX];
     arena_init(&lease->arena, LEASE_MAX_BYTES);
     claim->budget_bytes -= body_bytes(entry);
     memcpy(lease->token, claim->token, sizeof(lease->token));
     lease->lease_end_ms = claim->lease_end_ms;
-    int status = fill_lease(lease, batch, message, large);
+    int status = fill_lease(lease, batch, message);
+    if (status == 0 && large) {
+        lease->entry_bytes = (size_t)body_bytes(entry);
+        keep_lease(claim, lease);
+        fetch_body(claim, last);
+        return;
+    }
+    if (status == 0) {
+        status = fill_body(claim->queue, lease, redis_item(message, 2), why);
+        if (status == ERR_INVAL) {
+            hold_lease(claim, &lease, why);
+            return;
+        }
+    }
     if (status == 0) {
         keep_lease(claim, lease);
-        if (large) {
-            fetch_body(claim, entry, last);
-        } else {
-            link_lease(claim, lease);
-        }
+        link_lease(claim, lease);
         return;
     }
     queue_lease_free(&lease);
@@ -288,46 +308,35 @@ static void take_batches(struct claim *claim, const struct redis_value *batches,
     }
 }
 
-/* The body of a message with open batches is gone: somebody deleted it. */
-static void give_up_lease(struct claim *claim, const struct queue_lease *lease, const char *suffix)
-{
-    char entry[QUEUE_ENTRY_MAX];
-    char pair[QUEUE_NAMES_MAX + 2];
-    (void)snprintf(entry, sizeof(entry), "%.*s/%u%s", SPAN_FMT(lease->message.id),
-                   lease->batch.number, suffix);
-    if (queue_pair_name(lease->batch.lane, lease->batch.backend, pair) == 0) {
-        give_up_batch(claim, span_of(entry), span_of(pair));
-    }
-}
-
-static void share_body(struct fetch *fetch, struct span text)
+static void share_body(const struct fetch *fetch, struct queue_body *body)
 {
     struct claim *claim = fetch->claim;
-    struct queue_body *body = mem_zero(sizeof(*body));
-    body->arena = nodes_take_reply(claim->queue->nodes, claim->shard);
     body->references = fetch->count;
     for (size_t i = 0; i < fetch->count; i++) {
         struct queue_lease *lease = claim->leases[fetch->first + i];
         lease->shared_body = body;
-        lease->message.body = text;
+        lease->message.body = span_make(body->bytes, body->len);
+        lease->charge = lease->charge > 0 ? lease->charge
+                                          : queue_charge(body->len, lease->batch_total);
         link_lease(claim, lease);
     }
 }
 
-static void on_body(void *ctx, int status, const struct redis_value *value)
+static void on_body(void *ctx, int status, struct queue_body *body, const char *why)
 {
     struct fetch *fetch = ctx;
-    FAILPOINT("claim-body-answered");
     struct claim *claim = fetch->claim;
-    if (status == 0 && value->type == REDIS_TEXT) {
-        share_body(fetch, value->text);
+    FAILPOINT("claim-body-answered");
+    if (status == 0) {
+        share_body(fetch, body);
     } else {
         for (size_t i = 0; i < fetch->count; i++) {
             struct queue_lease **lease = &claim->leases[fetch->first + i];
-            if (status == 0) {
-                give_up_lease(claim, *lease, fetch->suffix);
+            if (status == ERR_INVAL) {
+                hold_lease(claim, lease, why);
+            } else {
+                queue_lease_free(lease); /* the lease ends by itself and the batch is ready again */
             }
-            queue_lease_free(lease);
         }
     }
     mem_free(fetch);

@@ -11,6 +11,7 @@
 #include "queue/queue_internal.h"
 
 #include "gateway/base/failpoint.h"
+#include "queue/body.h"
 
 #include <stdio.h>
 
@@ -21,7 +22,6 @@ enum {
     RECORD_BYTES_MAX = 1024 * 1024,
     RECORD_BYTES_USUAL = 1000, /* reserved at once */
     IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000,
-    BODY_ALONE_MS = 3600 * 1000,
     WAIT_TIMEOUT_MS = 8000, /* below the connection's own deadline */
 };
 #define WAITING_MAX_BYTES ((size_t)128 << 20)
@@ -119,7 +119,7 @@ static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *
         waiter->status = ERR_BUSY;
     } else if (reply->integer != STORED) {
         waiter->status =
-            ERR_UNAVAILABLE; /* the SET of its large body was refused: memory is full */
+            ERR_UNAVAILABLE; /* its large body did not come whole: memory is full, a slot moved */
     }
 }
 
@@ -216,35 +216,15 @@ int queue_wait_send(struct queue *queue, uint32_t shard, redis_cb cb, void *ctx)
     return nodes_call(queue->nodes, shard, &args, cb, ctx);
 }
 
-/* Writes the groups of `shard` .. and one wait for all of them when the durability asks for it. */
-static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end_shard)
+/* One wait for the groups that were written, or none when none was. Takes `wait`. */
+static void vouch(struct queue *queue, uint32_t shard, struct enqueue_wait *wait)
 {
-    bool waits = nodes_wait_kind(queue->nodes, first_shard) != REDIS_WAIT_NONE;
-    struct enqueue_wait *wait = waits ? mem_zero(sizeof(*wait)) : NULL;
-    for (uint32_t shard = first_shard; shard < end_shard; shard++) {
-        struct enqueue_group *group = queue->groups[shard];
-        queue->groups[shard] = NULL;
-        if (group == NULL) {
-            continue;
-        }
-        group->waits = waits;
-        if (shard == queue->id_shard % queue->conf->shards) {
-            queue->id_shard++; /* this shard has work to do: the next messages go to another */
-        }
-        if (write_group(group) && waits) {
-            group->next = wait->groups;
-            wait->groups = group;
-        }
-    }
-    if (!waits) {
-        return;
-    }
     if (wait->groups == NULL) {
         mem_free(wait);
         return;
     }
     wait->queue = queue;
-    if (queue_wait_send(queue, first_shard, on_waited, wait) != 0) {
+    if (queue_wait_send(queue, shard, on_waited, wait) != 0) {
         /* The connection broke just now, or its output is full: the scripts' answers finish the
          * groups, but nothing vouches for what they stored. */
         for (struct enqueue_group *group = wait->groups; group != NULL; group = group->next) {
@@ -253,6 +233,56 @@ static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end
         }
         mem_free(wait);
     }
+}
+
+/* Writes a group; with a wait, adds it to those the wait vouches for. */
+static void write_one(struct enqueue_group *group, struct enqueue_wait *wait)
+{
+    struct queue *queue = group->queue;
+    group->waits = wait != NULL;
+    if (group->shard == queue->id_shard % queue->conf->shards) {
+        queue->id_shard++; /* this shard has work to do: the next messages go to another */
+    }
+    if (write_group(group) && wait != NULL) {
+        group->next = wait->groups;
+        wait->groups = group;
+    }
+}
+
+/* Writes the groups of `shard` .. and one wait for all of them when the durability asks for it. */
+static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end_shard)
+{
+    bool waits = nodes_wait_kind(queue->nodes, first_shard) != REDIS_WAIT_NONE;
+    struct enqueue_wait *wait = waits ? mem_zero(sizeof(*wait)) : NULL;
+    for (uint32_t shard = first_shard; shard < end_shard; shard++) {
+        struct enqueue_group *group = queue->groups[shard];
+        queue->groups[shard] = NULL;
+        if (group != NULL) {
+            write_one(group, wait);
+        }
+    }
+    if (waits) {
+        vouch(queue, first_shard, wait);
+    }
+}
+
+void queue_group_send(struct enqueue_group *group)
+{
+    struct queue *queue = group->queue;
+    uint32_t shard = group->shard;
+    bool waits = nodes_wait_kind(queue->nodes, shard) != REDIS_WAIT_NONE;
+    struct enqueue_wait *wait = waits ? mem_zero(sizeof(*wait)) : NULL;
+    write_one(group, wait);
+    if (waits) {
+        vouch(queue, shard, wait);
+    }
+    queue_flush_later(queue); /* finishes one that could not be written */
+}
+
+void queue_group_fail(struct enqueue_group *group, int status)
+{
+    fail_group(group, status);
+    finish_group(group);
 }
 
 void queue_enqueue_write(struct queue *queue)
@@ -379,22 +409,26 @@ static void add_message(struct enqueue_group *group, const struct message *messa
 {
     struct redis_args *args = &group->messages;
     bool keyed = idempotency != NULL && idempotency->key.len > 0;
-    bool large = message_bytes(message) > QUEUE_LARGE_BODY;
+    size_t bytes = message_bytes(message);
+    size_t pieces = bytes > QUEUE_LARGE_BODY ? body_piece_count(bytes) : 0;
+    struct span body = {0};
     struct buf record;
     char *room = NULL;
     buf_init(&record, RECORD_BYTES_MAX);
     int status = buf_reserve(&record, RECORD_BYTES_USUAL, &room);
-    status = status != 0 ? status : queue_message_store(message, &record);
+    if (status == 0 && pieces == 0) {
+        struct body_piece whole = {.id = message->id, .body_bytes = bytes};
+        status = body_encode(group->queue->codec, &whole, message->prefix, message->body, &body);
+    }
+    uint64_t charge = queue_charge(pieces > 0 ? queue_large_bytes(bytes) : body.len,
+                                   message->batch_count);
+    status = status != 0 ? status : queue_message_store(message, charge, &record);
     args->status = args->status != 0 ? args->status : status;
     redis_args_add(args, message->id);
-    redis_args_number(args, (int64_t)queue_charge(message_bytes(message), message->batch_count));
+    redis_args_number(args, (int64_t)charge);
     redis_args_number(args, message->expires_ms);
     redis_args_add(args, buf_span(&record));
-    if (large) {
-        redis_args_add(args, (struct span){0});
-    } else {
-        redis_args_join(args, message->prefix, message->body);
-    }
+    redis_args_add(args, body);
     redis_args_number(args, (int64_t)open_recipients(message));
     if (keyed) {
         add_claim_to_key(args, idempotency);
@@ -402,7 +436,7 @@ static void add_message(struct enqueue_group *group, const struct message *messa
         redis_args_add(args, (struct span){0});
     }
     redis_args_add(args, keyed ? idempotency->answer : (struct span){0});
-    redis_args_number(args, (keyed ? 1 : 0) + (large ? 2 : 0));
+    redis_args_number(args, (keyed ? 1 : 0) + 2 * (int64_t)(pieces > 0 ? pieces + 1 : 0));
     redis_args_number(args, (int64_t)message->batch_count);
     for (size_t i = 0; i < message->batch_count; i++) {
         add_batch(group->queue, group->shard, args, message, &message->batches[i], due_ms, &record);
@@ -413,22 +447,6 @@ static void add_message(struct enqueue_group *group, const struct message *messa
     buf_release(&record);
 }
 
-/* A large body goes ahead of its message as a plain SET, which copies it once; the script makes it
- * stay. Should the script never run, the body ends by itself. */
-static int send_body(struct queue *queue, uint32_t shard, const struct message *message)
-{
-    char key[QUEUE_BODY_KEY_MAX];
-    struct redis_args args;
-    queue_body_key(shard, message->id, key);
-    redis_args_init(&args);
-    redis_args_text(&args, "SET");
-    redis_args_text(&args, key);
-    redis_args_join(&args, message->prefix, message->body);
-    redis_args_text(&args, "PX");
-    redis_args_number(&args, BODY_ALONE_MS);
-    return nodes_call(queue->nodes, shard, &args, NULL, NULL);
-}
-
 /* Takes a message that could not be appended out of its group again. */
 static void undo_message(struct enqueue_group *group, size_t bytes_before, size_t args_before)
 {
@@ -437,47 +455,54 @@ static void undo_message(struct enqueue_group *group, size_t bytes_before, size_
     group->messages.status = 0;
 }
 
-int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
-                  const struct queue_idempotency *idempotency, queue_enqueue_cb cb, void *ctx)
+static int refused(int status)
 {
-    int status = queue->closing ? ERR_CLOSED : check_message(queue, message, idempotency);
-    if (status == 0 && !queue_is_up(queue)) {
-        status = ERR_UNAVAILABLE;
-    }
-    uint32_t shard = queue_shard_of_id(queue, message->id);
-    if (status == 0 &&
-        nodes_waiting_bytes(queue->nodes, shard) + message_bytes(message) > WAITING_MAX_BYTES) {
-        status = ERR_LIMIT;
-    }
+    return status == ERR_NOMEM ? ERR_NOMEM : ERR_LIMIT;
+}
+
+static void add_waiter(struct enqueue_group *group, struct span id, queue_enqueue_cb cb, void *ctx)
+{
+    struct enqueue_waiter *waiter = &group->waiters[group->count++];
+    waiter->cb = cb;
+    waiter->ctx = ctx;
+    (void)snprintf(waiter->id, sizeof(waiter->id), "%.*s", SPAN_FMT(id));
+}
+
+/* A group of its own, written when the body is. */
+static int enqueue_large(struct queue *queue, uint32_t shard, const struct message *message,
+                         int64_t due_ms, const struct queue_idempotency *idempotency,
+                         queue_enqueue_cb cb, void *ctx)
+{
+    struct enqueue_group *group = group_new(queue, shard);
+    add_message(group, message, due_ms, idempotency);
+    int status = group->messages.status != 0 ? group->messages.status : group->keys.status;
     if (status != 0) {
-        return status;
+        finish_group(group); /* nobody waits for it */
+        return refused(status);
     }
-    if (message_bytes(message) > QUEUE_LARGE_BODY) {
-        status = send_body(queue, shard, message);
-        if (status != 0) {
-            return status == ERR_NOMEM ? ERR_LIMIT : status;
-        }
-        FAILPOINT("enqueue-body-ahead");
-    }
+    add_waiter(group, message->id, cb, ctx);
+    queue_upload_begin(queue, group, shard, message);
+    return 0;
+}
+
+static int enqueue_small(struct queue *queue, uint32_t shard, const struct message *message,
+                         int64_t due_ms, const struct queue_idempotency *idempotency,
+                         queue_enqueue_cb cb, void *ctx)
+{
     if (queue->groups[shard] == NULL) {
         queue->groups[shard] = group_new(queue, shard);
     }
     struct enqueue_group *group = queue->groups[shard];
-    /* What is already past its expiry is not delayed behind it. */
-    int64_t due_ms = send_at_ms > message->expires_ms ? message->expires_ms : send_at_ms;
     size_t bytes_before = buf_len(&group->messages.bytes);
     size_t args_before = group->messages.count;
     struct redis_args *keys = &group->keys;
-    add_message(group, message, due_ms > 0 ? due_ms : 0, idempotency);
+    add_message(group, message, due_ms, idempotency);
     if (group->messages.status != 0 || keys->status != 0) {
-        status = group->messages.status != 0 ? group->messages.status : keys->status;
+        int status = group->messages.status != 0 ? group->messages.status : keys->status;
         undo_message(group, bytes_before, args_before);
-        return status == ERR_NOMEM ? ERR_NOMEM : ERR_LIMIT;
+        return refused(status);
     }
-    struct enqueue_waiter *waiter = &group->waiters[group->count++];
-    waiter->cb = cb;
-    waiter->ctx = ctx;
-    (void)snprintf(waiter->id, sizeof(waiter->id), "%.*s", SPAN_FMT(message->id));
+    add_waiter(group, message->id, cb, ctx);
     queue_flush_later(queue);
     if (group->count == GROUP_MESSAGES_MAX || buf_len(&group->messages.bytes) >= GROUP_BYTES_MAX) {
         /* Its callbacks run when Redis answers; a connection lost this moment is left to the flush.
@@ -487,4 +512,27 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
         }
     }
     return 0;
+}
+
+int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
+                  const struct queue_idempotency *idempotency, queue_enqueue_cb cb, void *ctx)
+{
+    int status = queue->closing ? ERR_CLOSED : check_message(queue, message, idempotency);
+    if (status == 0 && !queue_is_up(queue)) {
+        status = ERR_UNAVAILABLE;
+    }
+    if (status != 0) {
+        return status;
+    }
+    uint32_t shard = queue_shard_of_id(queue, message->id);
+    size_t bytes = message_bytes(message);
+    if (nodes_waiting_bytes(queue->nodes, shard) + queue->upload_bytes + bytes >
+        WAITING_MAX_BYTES) {
+        return ERR_LIMIT;
+    }
+    /* What is already past its expiry is not delayed behind it. */
+    int64_t due_ms = send_at_ms > message->expires_ms ? message->expires_ms : send_at_ms;
+    due_ms = due_ms > 0 ? due_ms : 0;
+    return (bytes > QUEUE_LARGE_BODY ? enqueue_large : enqueue_small)(queue, shard, message, due_ms,
+                                                                      idempotency, cb, ctx);
 }

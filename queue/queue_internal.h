@@ -12,6 +12,7 @@
 #include "queue/redis.h"
 
 enum queue_script {
+    SCRIPT_BODY,
     SCRIPT_CLAIM,
     SCRIPT_ENQUEUE,
     SCRIPT_GATE,
@@ -25,15 +26,14 @@ enum queue_script {
     SCRIPT_SWEEP,
     SCRIPT_TOTALS,
 };
-#define SCRIPT_COUNT 12
+#define SCRIPT_COUNT 13
 /* queue_scripts.c: by enum queue_script. */
 extern const struct redis_script queue_scripts[SCRIPT_COUNT];
 
 #define QUEUE_SHARDS_MAX 32
 #define QUEUE_NAMES_MAX 300 /* lane, backend and client together */
 #define QUEUE_ENTRY_MAX 80
-#define QUEUE_LARGE_BODY \
-    ((size_t)64 * 1024) /* above: SET and GET instead of passing through scripts */
+#define QUEUE_LARGE_BODY QUEUE_BODY_COPIED /* above: pieces, instead of passing through scripts */
 #define QUEUE_TAG_MAX 8
 
 /* A (lane, backend) this connection has entered in the shard's set of pairs. */
@@ -43,7 +43,10 @@ struct queue_pair {
     char name[QUEUE_NAMES_MAX + 2];
 };
 
+struct body_codec;
 struct enqueue_group;
+struct keyring;
+struct queue_upload;
 struct settle_item;
 
 struct queue {
@@ -58,8 +61,12 @@ struct queue {
     char instance[17]; /* random, part of every claim token */
     uint64_t claim_count;
     uint64_t owner_count;
-    uint32_t id_shard;    /* of this turn's messages */
-    uint32_t claim_shard; /* where the next claim begins */
+    uint32_t id_shard;       /* of this turn's messages */
+    uint32_t claim_shard;    /* where the next claim begins */
+    struct keyring *keyring; /* or NULL */
+    struct body_codec *codec;
+    struct queue_upload *uploads; /* large bodies on their way in, the oldest first */
+    size_t upload_bytes;          /* of those whose bodies callers still lend */
     struct queue_pair *pairs;
     size_t pair_count;
     struct enqueue_group *groups[QUEUE_SHARDS_MAX]; /* being filled in this turn */
@@ -124,8 +131,34 @@ void queue_key_add(uint32_t shard, struct redis_args *keys, const struct queue_i
 MUST_USE int queue_wait_send(struct queue *queue, uint32_t shard, redis_cb cb, void *ctx);
 /* Whether its answer says that they are durable. */
 bool queue_wait_reached(const struct queue *queue, const struct redis_value *value);
+/* Writes a group that waited for nothing else; its callbacks run when Redis answers. */
+void queue_group_send(struct enqueue_group *group);
+/* Calls its callbacks now. */
+void queue_group_fail(struct enqueue_group *group, int status);
 
-/* queue_claim.c */
+/* queue_upload.c */
+/* Sends the message's large body in pieces from the end of this turn on, and `group`, which is of
+ * this message alone, behind it. Prefix and body are lent until the group's callback. */
+void queue_upload_begin(struct queue *queue, struct enqueue_group *group, uint32_t shard,
+                        const struct message *message);
+void queue_upload_flush(struct queue *queue);
+/* When the connections are closed. */
+void queue_upload_fail(struct queue *queue);
+
+/* queue_fetch.c */
+/* A large body and the claimed batches that need it. */
+struct queue_body {
+    char *bytes;
+    size_t len;
+    size_t references;
+};
+/* `body`: one reference, or NULL with a status: ERR_INVAL (it cannot be read, ever: `why` is a
+ * sentence), ERR_NOMEM, or what redis.h says about the connection. */
+typedef void (*queue_fetch_cb)(void *ctx, int status, struct queue_body *body, const char *why);
+/* Brings the body of `kib` KiB. Errors: as nodes_call(), and ERR_INVAL (`kib`). */
+MUST_USE int queue_fetch_body(struct queue *queue, uint32_t shard, struct span id, size_t kib,
+                              queue_fetch_cb cb, void *ctx);
+
 /* The last lease that shares the body frees it. */
 void queue_body_unref(struct queue_body **body);
 
@@ -154,13 +187,21 @@ void queue_entry(struct span id, uint32_t number, size_t body_len, char out[QUEU
 /* "lane|backend" into `out`. Errors: ERR_INVAL (see queue_enqueue). */
 MUST_USE int queue_pair_name(struct span lane, struct span backend, char out[QUEUE_NAMES_MAX + 2]);
 MUST_USE int queue_names_check(struct span lane, struct span backend, struct span client);
-uint64_t queue_charge(size_t body_len, size_t batch_count);
+/* What a large body is counted as: its size in whole KiB, which the entry names. A small one is
+ * counted as it is stored. */
+static inline size_t queue_large_bytes(size_t body_bytes)
+{
+    return (body_bytes + 1023) / 1024 * 1024;
+}
+uint64_t queue_charge(size_t charged_bytes, size_t batch_count);
 MUST_USE int queue_batch_store(const struct batch_head *head, const struct batch *batch,
                                struct buf *out);
 /* Errors: ERR_INVAL, ERR_UNSUPPORTED, ERR_LIMIT, ERR_NOMEM. Spans point into `stored`. */
 MUST_USE int queue_batch_read(struct span stored, struct arena *arena, struct batch_head *out_head,
                               struct batch *out);
-MUST_USE int queue_message_store(const struct message *message, struct buf *out);
+MUST_USE int queue_message_store(const struct message *message, uint64_t charge, struct buf *out);
+/* What it was stored with; 0: version 0.1 did not say. */
+uint64_t queue_message_charge(struct span stored);
 MUST_USE int queue_message_read(struct span stored, struct message *out, uint32_t *out_batches);
 
 #endif

@@ -81,9 +81,9 @@ int queue_pair_name(struct span lane, struct span backend, char out[QUEUE_NAMES_
     return 0;
 }
 
-uint64_t queue_charge(size_t body_len, size_t batch_count)
+uint64_t queue_charge(size_t charged_bytes, size_t batch_count)
 {
-    return (uint64_t)body_len + CHARGE_MESSAGE + CHARGE_BATCH * (uint64_t)batch_count;
+    return (uint64_t)charged_bytes + CHARGE_MESSAGE + CHARGE_BATCH * (uint64_t)batch_count;
 }
 
 /* A reason is peer text and must not end the head's line. */
@@ -161,22 +161,29 @@ int queue_batch_read(struct span stored, struct arena *arena, struct batch_head 
     return status;
 }
 
-int queue_message_store(const struct message *message, struct buf *out)
+int queue_message_store(const struct message *message, uint64_t charge, struct buf *out)
 {
     char suffix[24];
     large_suffix(message_bytes(message), suffix);
-    int status = buf_printf(
-        out, "%zu%s %llu\n%.*s|%.*s\n", message->batch_count, suffix,
-        (unsigned long long)queue_charge(message_bytes(message), message->batch_count),
-        SPAN_FMT(message->client), SPAN_FMT(message->lane));
+    int status = buf_printf(out, "%zu%s %llu\n%.*s|%.*s\n", message->batch_count, suffix,
+                            (unsigned long long)charge, SPAN_FMT(message->client),
+                            SPAN_FMT(message->lane));
     return status != 0 ? status : message_encode(message, out);
+}
+
+uint64_t queue_message_charge(struct span stored)
+{
+    uint64_t charge = 0;
+    struct span rest = span_cut(&stored, '\n');
+    (void)span_cut(&rest, ' ');
+    return span_to_u64(rest, UINT64_MAX / 2, &charge) == 0 ? charge : 0;
 }
 
 int queue_message_read(struct span stored, struct message *out, uint32_t *out_batches)
 {
     struct span rest = stored;
     struct span first = span_cut(&rest, '\n');
-    struct span count_text = span_cut(&first, ' '); /* the charge is the scripts' */
+    struct span count_text = span_cut(&first, ' ');
     count_text = span_cut(&count_text, '*');
     (void)span_cut(&rest, '\n'); /* for the scripts; the record has both names again */
     uint64_t count = 0;

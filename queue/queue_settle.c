@@ -60,7 +60,7 @@ void queue_lease_free(struct queue_lease **lease)
 
 static void lease_entry(const struct queue_lease *lease, char out[QUEUE_ENTRY_MAX])
 {
-    queue_entry(lease->message.id, lease->batch.number, lease->message.body.len, out);
+    queue_entry(lease->message.id, lease->batch.number, lease->entry_bytes, out);
 }
 
 /* Start. */
@@ -478,8 +478,7 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
     redis_args_text(&item->args, pair);
     redis_args_add(&item->args, lease->message.client);
     redis_args_number(&item->args, due_ms);
-    redis_args_number(&item->args,
-                      (int64_t)queue_charge(lease->message.body.len, lease->batch_total));
+    redis_args_number(&item->args, (int64_t)lease->charge);
     redis_args_text(&item->args, lease->batch_total == 1 ? "1" : "");
     redis_args_text(&item->args, states);
     if (item->args.status != 0) {

@@ -305,7 +305,6 @@ static void post_parsed(struct api_call *call, const json_t *root)
     json_decref(errors);
     arena_release(&arena);
     if (composed) {
-        buf_release(&call->body); /* composed from; intake needs the result only */
         call->submission.message = buf_span(&call->message);
         submit(call);
     }
@@ -324,6 +323,7 @@ static void post_json(struct api_call *call, struct span body)
     if (root == NULL) {
         return;
     }
+    buf_release(&call->body); /* parsed: a large message is not held once more */
     post_parsed(call, root);
     json_decref(root);
 }
@@ -532,6 +532,7 @@ static void post_rfc822(struct api_call *call, struct span body)
             return;
         }
         call->submission.message = buf_span(&call->message);
+        buf_release(&call->body);
     }
     if (take_rfc822_envelope(call)) {
         submit(call);

@@ -59,14 +59,12 @@ static void check_use(const struct conf *conf, struct conf_report *report)
     tls_context_unref(&context);
 }
 
-static void warn_open_key(const struct conf *conf)
+static void warn_open_key(const char *what, const char *file)
 {
     struct stat facts;
-    if (conf->tls.key_file != NULL && stat(conf->tls.key_file, &facts) == 0 &&
-        (facts.st_mode & (S_IRGRP | S_IROTH)) != 0) {
+    if (file != NULL && stat(file, &facts) == 0 && (facts.st_mode & (S_IRGRP | S_IROTH)) != 0) {
         (void)cli_fail(&cli_check_command, 0,
-                       "warning: the private key %s can be read by others (chmod 600)",
-                       conf->tls.key_file);
+                       "warning: the %s %s can be read by others (chmod 600)", what, file);
     }
 }
 
@@ -77,7 +75,8 @@ static int check_file(const char *file, bool json)
     conf_report_init(&report);
     if (conf_load(file, &conf, &report) == ERR_OK) {
         check_use(conf, &report);
-        warn_open_key(conf);
+        warn_open_key("private key", conf->tls.key_file);
+        warn_open_key("encryption key file", conf->queue.encryption_key_file);
     }
     int code = print_report(&report, json);
     if (code == CLI_DONE && !json) {

@@ -476,6 +476,30 @@ static void bad_overrides(void **state)
     }
 }
 
+/* ---- Keys of stored bodies ---- */
+
+static void keys_of_bodies_come_from_a_file(void **state)
+{
+    struct rig *rig = *state;
+    static const char with_keys[] = BASE "queue: {encryption_key_file: keys}\n";
+    static const char good[] = "# new\n2026:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=\n"
+                               "2025:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n";
+    load_good(rig, BASE);
+    assert_true(rig->conf->queue.handle.compression);
+    assert_null(rig->conf->queue.handle.encryption_keys);
+    write_file(rig, "keys", good);
+    load_good(rig, with_keys);
+    assert_string_equal(rig->conf->queue.handle.encryption_keys, good);
+    write_file(rig, "keys", "2026:ICEi\n");
+    assert_int_equal(load(rig, with_keys), ERR_INVAL);
+    has_mistake(rig, 4, 30, "queue.encryption_key_file", "32 bytes");
+    write_file(rig, "keys", "");
+    assert_int_equal(load(rig, with_keys), ERR_INVAL);
+    has_mistake(rig, 4, 30, "queue.encryption_key_file", "no key");
+    assert_int_equal(load(rig, BASE "queue: {encryption_key_file: nowhere}\n"), ERR_INVAL);
+    has_mistake(rig, 4, 30, "queue.encryption_key_file", "nowhere");
+}
+
 /* ---- _file twins ---- */
 
 static void secrets_come_from_files(void **state)
@@ -718,6 +742,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(environment_expands, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(environment_overrides, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(bad_overrides, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(keys_of_bodies_come_from_a_file, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(secrets_come_from_files, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(huge_secret_file_is_refused, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(file_is_read, rig_setup, rig_teardown),

@@ -56,7 +56,7 @@ static inline int rig_setup(void **state)
 
 static inline int rig_teardown(void **state)
 {
-    static const char *const names[] = {"tls.crt", "tls.key", "hve.pw",
+    static const char *const names[] = {"tls.crt", "tls.key", "hve.pw",    "keys",
                                         "acs.key", "other",   "heave.yaml"};
     struct rig *rig = *state;
     conf_unref(&rig->conf);

@@ -60,7 +60,8 @@ static void test_message_round_trip(void **state)
     uint32_t batches = 0;
     struct buf stored;
     buf_init(&stored, 4096);
-    assert_int_equal(queue_message_store(&in, &stored), 0);
+    assert_int_equal(queue_message_store(&in, 7777, &stored), 0);
+    assert_int_equal(queue_message_charge(buf_span(&stored)), 7777);
     assert_int_equal(queue_message_read(buf_span(&stored), &out, &batches), 0);
     assert_int_equal(batches, 3);
     assert_true(span_eq(in.client, out.client) && span_eq(in.lane, out.lane));
