@@ -7,6 +7,18 @@ local HISTORY_MESSAGE, HISTORY_BATCH = 600, 200
 local gone, closed, finished = {}, {}, {}
 local freed, kept, history = 0, 0, 0
 
+local function message_ended(id, charge, dead)
+    closed[#closed + 1] = id
+    finished[#finished + 1] = string.format('%.0f', now) .. ' ' .. id
+    freed = freed + charge
+    history = history + HISTORY_MESSAGE
+    if dead then
+        kept = kept + charge
+    else
+        gone[#gone + 1] = tag .. ':b:' .. id
+    end
+end
+
 local function batch_ended(id, single, charge, stored_bytes, dead)
     history = history + HISTORY_BATCH + stored_bytes
     if dead then
@@ -23,15 +35,7 @@ local function batch_ended(id, single, charge, stored_bytes, dead)
             redis.call('ZADD', tag .. ':z', now, id)
         end
     end
-    closed[#closed + 1] = id
-    finished[#finished + 1] = string.format('%.0f', now) .. ' ' .. id
-    freed = freed + charge
-    history = history + HISTORY_MESSAGE
-    if dead then
-        kept = kept + charge
-    else
-        gone[#gone + 1] = tag .. ':b:' .. id
-    end
+    message_ended(id, charge, dead)
 end
 
 local function write_ends()

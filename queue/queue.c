@@ -17,6 +17,9 @@ enum {
     SWEEP_AGAIN_MS = 20, /* when a run found more than it may do at once */
     SWEEP_LOCK_MS = 900,
     SWEEP_MOST = 500,
+    WALK_EVERY_MS = 900,
+    WALK_MESSAGES = 100, /* a second and shard */
+    WALK_BATCHES = 300,
     SWEEP_LEASES_AFTER_MS = 5000,
     CLOSE_CLAIMS_MS = 4000,
     PAIRS_MAX = 1024,
@@ -189,7 +192,7 @@ static void on_swept(void *ctx, int status, const struct redis_value *value)
     sweep_tell(queue, "lease_ended_started", redis_integer(redis_item(value, 1)));
     sweep_tell(queue, "expired", redis_integer(redis_item(value, 3)));
     sweep_tell(queue, "removed", redis_integer(redis_item(value, 4)));
-    sweep_tell(queue, "orphan", redis_integer(redis_item(value, 5)));
+    sweep_tell(queue, "lost_record", redis_integer(redis_item(value, 5)));
     sweep_tell(queue, "poison", redis_integer(redis_item(value, 7)));
     sweep_tell(queue, "dead_removed", redis_integer(redis_item(value, 8)));
     if (!queue->closing && redis_integer(redis_item(value, 6)) == 1) {
@@ -197,10 +200,34 @@ static void on_swept(void *ctx, int status, const struct redis_value *value)
     }
 }
 
+static void on_walked(void *ctx, int status, const struct redis_value *value)
+{
+    struct queue *queue = ctx;
+    if (status != 0 || value->type != REDIS_ARRAY || queue->closing) {
+        return;
+    }
+    sweep_tell(queue, "orphan", redis_integer(redis_item(value, 0)));
+    sweep_tell(queue, "lost_record", redis_integer(redis_item(value, 1)));
+}
+
+/* Some of the open messages each time, by whoever has the shard's lock. */
+static int walk_orphans(struct queue *queue, uint32_t shard)
+{
+    struct redis_args head;
+    queue_call_begin(shard, &head);
+    redis_args_text(&head, queue->instance);
+    redis_args_number(&head, queue->conf->lease_ms);
+    redis_args_number(&head, WALK_MESSAGES);
+    redis_args_number(&head, WALK_BATCHES);
+    return nodes_eval(queue->nodes, shard, SCRIPT_ORPHANS, 1, &head, NULL, on_walked, queue);
+}
+
 static void sweep(void *ctx)
 {
     struct queue *queue = ctx;
     FAILPOINT("sweep-before-write");
+    bool walks = loop_now_ms(queue->loop) >= queue->next_walk_ms; /* not when there is more to do */
+    queue->next_walk_ms = walks ? loop_now_ms(queue->loop) + WALK_EVERY_MS : queue->next_walk_ms;
     for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
         struct redis_args head;
         queue_call_begin(shard, &head);
@@ -213,6 +240,9 @@ static void sweep(void *ctx)
         redis_args_number(&head, queue->conf->dead_letters_ms);
         redis_args_number(&head, (int64_t)(queue->conf->dead_letter_bytes / queue->conf->shards));
         if (nodes_eval(queue->nodes, shard, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
+            break;
+        }
+        if (walks && walk_orphans(queue, shard) != 0) {
             break;
         }
     }

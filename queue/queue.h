@@ -69,9 +69,9 @@ struct queue_ops {
     /* The sweeper found something worth a log line, with how many: "lease_ended",
      * "lease_ended_started" (of those, the ones whose outcome is unknown), "poison" (of those, the
      * ones that were held because it was the third time in a row), "expired", "removed" (history),
-     * "dead_removed" (dead letters whose body went), "orphan" (a batch that stood nowhere and was
-     * put back, or lost its record), "unreadable" (a stored record that cannot be decoded; the
-     * batch is held). May be NULL. */
+     * "dead_removed" (dead letters whose body went), "orphan" (what did not stand where its state
+     * says and was put back), "lost_record" (a batch that has none any more), "unreadable" (a
+     * stored record that cannot be decoded; the batch is held). May be NULL. */
     void (*on_sweep)(void *ctx, const char *what, int64_t count);
 };
 

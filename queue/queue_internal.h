@@ -20,6 +20,7 @@ enum queue_script {
     SCRIPT_KEY,
     SCRIPT_LIMIT_TAKE,
     SCRIPT_LIST,
+    SCRIPT_ORPHANS,
     SCRIPT_SETTLE,
     SCRIPT_SHOW,
     SCRIPT_START,
@@ -84,6 +85,7 @@ struct queue {
     struct loop_timer clock_timer;
     int64_t clock_offset_ms; /* the server's wall clock minus our monotonic one */
     bool clock_known;
+    int64_t next_walk_ms;    /* loop time */
     int64_t sweep_leases_ms; /* loop time from which on ended leases are swept */
     struct loop_timer settle_timer;
     struct loop_timer close_timer;

@@ -20,6 +20,7 @@ const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_KEY] = SCRIPT(key, true), /* a known key is answered though nothing new fits */
     [SCRIPT_LIMIT_TAKE] = SCRIPT(limit_take, true),
     [SCRIPT_LIST] = SCRIPT(list, true),
+    [SCRIPT_ORPHANS] = SCRIPT(orphans, true),
     [SCRIPT_SETTLE] = SCRIPT(settle, true),
     [SCRIPT_SHOW] = SCRIPT(show, true),
     [SCRIPT_START] = SCRIPT(start, true),

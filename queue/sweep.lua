@@ -16,6 +16,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local more, woke, orphans = '0', false, 0
 -- part: front
+-- part: walk
 
 -- The head of a stored batch: state, how often in a row its lease ended in STARTED, epoch (6 digits), due_ms
 -- (14 digits), route up to the line's end.
@@ -27,13 +28,6 @@ local function head(entry)
         orphans = orphans + 1
     end
     return state, pair, client, tonumber(starts), epoch
-end
-
--- Batches, *KiB of a large body, charge.
-local function message_head(id)
-    local text = id and redis.call('GETRANGE', tag .. ':m:' .. id, 0, 60) or ''
-    local count, suffix, charge = string.match(text, '^(%d+)(%**%d*) ?(%d*)\n')
-    return tonumber(count), suffix, tonumber(charge) or 0
 end
 
 local routes, route_order = {}, {}

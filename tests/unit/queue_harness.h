@@ -135,7 +135,7 @@ struct handle {
     bool up;
     size_t state_changes, hints;
     int64_t swept_ended, swept_started, swept_expired, swept_removed, swept_orphan,
-        swept_unreadable, swept_poison, swept_dead;
+        swept_unreadable, swept_poison, swept_dead, swept_lost;
     char why[500];
     bool closed;
 };
@@ -166,7 +166,8 @@ MAYBE_UNUSED static void handle_on_sweep(void *ctx, const char *what, int64_t co
         {"lease_ended", &handle->swept_ended}, {"lease_ended_started", &handle->swept_started},
         {"expired", &handle->swept_expired},   {"removed", &handle->swept_removed},
         {"orphan", &handle->swept_orphan},     {"unreadable", &handle->swept_unreadable},
-        {"poison", &handle->swept_poison},     {"dead_removed", &handle->swept_dead},
+        {"lost_record", &handle->swept_lost},  {"poison", &handle->swept_poison},
+        {"dead_removed", &handle->swept_dead},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         if (strcmp(rows[i].name, what) == 0) {

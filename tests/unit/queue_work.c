@@ -268,6 +268,81 @@ static void test_history_budget(void **state)
     handle.rig->history_removed = true;
 }
 
+/* Deletes what `arguments` say behind the queue's back and waits until the walk has mended as many
+ * things, and until everything is as it was. */
+static void lose(struct handle *handle, const char *arguments, int64_t count)
+{
+    int64_t before = handle->swept_orphan;
+    redis_do(handle->rig, arguments);
+    redis_do(handle->rig, "HDEL {h0}:k walk"); /* begin anew, not after the pause */
+    RIG_WAIT(handle->rig, handle->swept_orphan >= before + count);
+    assert_int_equal(handle->swept_orphan, before + count);
+    recount(handle->rig);
+}
+
+static void test_orphans(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    static struct claimed claimed;
+    char command[300];
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    enqueue_numbered(&handle, 1, 3, 0);
+    enqueue_numbered(&handle, 2, 1, 0);
+    enqueue_numbered(&handle, 3, 1, clock_wall_ms() + 600000);
+    recount(handle.rig);
+    lose(&handle, "DEL '{h0}:r:normal|hve|erp'", 4);
+    lose(&handle, "LREM '{h0}:r:normal|hve|erp' 1 01M00000000000000000000002-0/0", 1);
+    lose(&handle, "LPOP '{h0}:r:normal|hve|erp'", 1);
+    lose(&handle, "DEL '{h0}:c:normal|hve'", 1);
+    lose(&handle, "DEL '{h0}:d:normal|hve'", 1);
+    lose(&handle, "DEL {h0}:o:01M00000000000000000000001-0", 1);
+    static const size_t expected[] = {100, 101, 102, 200};
+    expect_order(&handle, &claimed, expected, 4);
+    lose(&handle, "ZREM {h0}:l 01M00000000000000000000001-0/0", 1);
+    lose(&handle, "HDEL {h0}:t 01M00000000000000000000001-0/1", 2); /* the lease's end, its place */
+    struct queue_settlement hold = {.next = QUEUE_NEXT_HOLD, .reason = SPAN_LIT("wait")};
+    struct outcome outcome = {.rig = handle.rig};
+    assert_int_equal(queue_settle(handle.queue, claimed.leases[3], &hold, on_settled, &outcome), 0);
+    RIG_WAIT(handle.rig, outcome.ok == 1);
+    lose(&handle, "DEL '{h0}:h:normal|hve'", 1);
+    lease_finish(claimed.leases[1], RECIPIENT_DELIVERED); /* whose lease was deleted */
+    assert_int_equal(settle_wait(&handle, &claimed.leases[1], QUEUE_NEXT_DONE, 0), ERR_STALE);
+
+    /* A finished message that stands among the open ones. */
+    draft_fill(&draft, handle.queue, "erp", "alert", 1, 1);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    static struct claimed other;
+    claim_wait(&handle, "alert", "hve", 1, &other);
+    lease_finish(other.leases[0], RECIPIENT_DELIVERED);
+    assert_int_equal(settle_wait(&handle, &other.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    (void)snprintf(command, sizeof(command), "HINCRBY {h0}:k bytes %zu",
+                   draft.message.body.len + 1024 + 512);
+    redis_do(handle.rig, command);
+    redis_do(handle.rig, "HINCRBY {h0}:k history -600");
+    (void)snprintf(command, sizeof(command), "ZADD {h0}:x 99999999999999 %s", draft.id);
+    lose(&handle, command, 1);
+    for (size_t i = 0; i < 4; i++) {
+        queue_lease_free(&claimed.leases[i]);
+    }
+    handle_close(&handle);
+}
+
+/* More messages and batches than one step looks at: the walk goes on where it was, also in the
+ * middle of a message. */
+static void test_orphans_in_steps(void **state)
+{
+    enum { MESSAGES = 150, BATCHES = 40, ALL = 12 * BATCHES + MESSAGES - 12 };
+    struct handle handle;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    for (size_t i = 0; i < MESSAGES; i++) {
+        enqueue_numbered(&handle, i, i < 12 ? BATCHES : 1, 0);
+    }
+    lose(&handle, "DEL '{h0}:r:normal|hve|erp'", ALL);
+    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], ALL);
+    handle_close(&handle);
+}
+
 static int setup(void **state)
 {
     struct rig *rig = mem_zero(sizeof(*rig));
@@ -293,6 +368,7 @@ int main(void)
         TEST(test_poison),       TEST(test_settle_ends_the_row),
         TEST(test_age_order),    TEST(test_expired_counts_once),
         TEST(test_dead_letters), TEST(test_history_budget),
+        TEST(test_orphans),      TEST(test_orphans_in_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
