@@ -123,7 +123,7 @@ void limiter_return_share(struct queue *queue, const char *scope,
                           const struct limiter_window *windows, size_t window_count,
                           const struct limiter_share *share, uint64_t unused)
 {
-    if (check(scope, windows, window_count, unused) == 0 && queue_is_up(queue)) {
+    if (check(scope, windows, window_count, unused) == 0 && !queue->closing) {
         /* What cannot be given back is only lost until its window has passed. */
         (void)send_take(queue, scope, windows, window_count, share, -(int64_t)unused, NULL, NULL);
     }

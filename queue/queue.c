@@ -82,8 +82,16 @@ void queue_message_id(struct queue *queue, const struct queue_idempotency *idemp
     char ulid[CODEC_ULID_LEN + 1];
     codec_ulid(queue_wall_ms(queue), ulid);
     /* The messages of one turn share a shard, and so one script call; the next turn's go to the
-     * next shard (queue_enqueue.c), which spreads them all the same. */
+     * next shard (queue_enqueue.c), which spreads them all the same. A shard whose server is away
+     * or slow is left out. */
     uint32_t shard = queue->id_shard % queue->conf->shards;
+    for (uint32_t i = 0; i < queue->conf->shards; i++) {
+        uint32_t next = (queue->id_shard + i) % queue->conf->shards;
+        if (nodes_is_prompt(queue->nodes, next)) {
+            shard = next;
+            break;
+        }
+    }
     if (idempotency != NULL && idempotency->key.len > 0) {
         shard = queue_shard_of_key(queue, idempotency->scope, idempotency->key);
     }
@@ -228,7 +236,10 @@ static void sweep(void *ctx)
     FAILPOINT("sweep-before-write");
     bool walks = loop_now_ms(queue->loop) >= queue->next_walk_ms; /* not when there is more to do */
     queue->next_walk_ms = walks ? loop_now_ms(queue->loop) + WALK_EVERY_MS : queue->next_walk_ms;
-    for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
+    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
+        if (queue->closing || !nodes_is_up(queue->nodes, shard)) {
+            continue;
+        }
         struct redis_args head;
         queue_call_begin(shard, &head);
         redis_args_text(&head, queue->instance);
@@ -240,10 +251,10 @@ static void sweep(void *ctx)
         redis_args_number(&head, queue->conf->dead_letters_ms);
         redis_args_number(&head, (int64_t)(queue->conf->dead_letter_bytes / queue->conf->shards));
         if (nodes_eval(queue->nodes, shard, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
-            break;
+            continue; /* swept next time */
         }
         if (walks && walk_orphans(queue, shard) != 0) {
-            break;
+            continue; /* walked next time */
         }
     }
     loop_timer_start(queue->loop, &queue->sweep_timer, SWEEP_EVERY_MS, sweep, queue);
@@ -264,42 +275,50 @@ static void hint_later(struct queue *queue)
     }
 }
 
-static void on_redis_state(void *ctx, bool up, const char *why)
+static void on_warning(void *ctx, const char *text)
+{
+    struct queue *queue = ctx;
+    if (queue->ops->on_warning != NULL && !queue->closing) {
+        queue->ops->on_warning(queue->ctx, text);
+    }
+}
+
+static void server_came_up(struct queue *queue)
+{
+    FAILPOINT("queue-up");
+    queue_clock_ask(queue);
+    pairs_forget(queue);
+    /* Settlements that waited go first, and what was started and perhaps not heard is said again.
+     */
+    queue_flush_later(queue);
+    loop_timer_start(queue->loop, &queue->heartbeat_timer, 0, heartbeat, queue);
+    /* When Redis was away for longer than a lease, all leases are over, though their holders may be
+     * sending: they get the time to come back and say so. */
+    int64_t grace_ms = queue->conf->lease_ms < SWEEP_LEASES_AFTER_MS ? queue->conf->lease_ms
+                                                                     : SWEEP_LEASES_AFTER_MS;
+    queue->sweep_leases_ms = loop_now_ms(queue->loop) + grace_ms;
+    loop_timer_start(queue->loop, &queue->sweep_timer, 0, sweep, queue);
+}
+
+static void on_nodes_state(void *ctx, bool up, const char *why)
 {
     struct queue *queue = ctx;
     if (queue->closing) {
         return;
     }
-    if (up) {
-        FAILPOINT("queue-up");
-        queue_clock_ask(queue);
-        pairs_forget(queue);
-        /* Settlements that waited go first, and what was started and perhaps not heard is said
-         * again. */
-        queue_flush_later(queue);
-        loop_timer_start(queue->loop, &queue->heartbeat_timer, 0, heartbeat, queue);
-        /* When Redis was away for longer than a lease, all leases are over, though their holders
-         * may be sending: they get the time to come back and say so. */
-        int64_t grace_ms = queue->conf->lease_ms < SWEEP_LEASES_AFTER_MS ? queue->conf->lease_ms
-                                                                         : SWEEP_LEASES_AFTER_MS;
-        queue->sweep_leases_ms = loop_now_ms(queue->loop) + grace_ms;
-        loop_timer_start(queue->loop, &queue->sweep_timer, 0, sweep, queue);
+    bool was_up = queue->told_up;
+    queue->told_up = up;
+    if (up && why[0] == '\0') {
+        server_came_up(queue);
+    } else if (up) {
+        on_warning(queue, why); /* a part of a Cluster; the others go on */
     } else {
         loop_timer_stop(&queue->heartbeat_timer);
         loop_timer_stop(&queue->sweep_timer);
         loop_timer_stop(&queue->clock_timer);
     }
-    if (queue->ops->on_state != NULL) {
-        queue->ops->on_state(queue->ctx, up, why);
-    }
-}
-
-/* Hints may have been missed while the listener was away. */
-static void on_listener_state(void *ctx, bool up, const char *why)
-{
-    (void)why; /* the command connection tells the same story */
-    if (up) {
-        hint_later(ctx);
+    if (queue->ops->on_state != NULL && (!up || !was_up)) {
+        queue->ops->on_state(queue->ctx, up, up ? "" : why);
     }
 }
 
@@ -309,8 +328,8 @@ static void on_hint(void *ctx, struct span payload)
     hint_later(ctx);
 }
 
-static const struct redis_ops redis_ops = {.on_state = on_redis_state};
-static const struct redis_ops listener_ops = {.on_state = on_listener_state, .on_message = on_hint};
+static const struct nodes_ops nodes_ops = {
+    .on_state = on_nodes_state, .on_message = on_hint, .on_warning = on_warning};
 
 struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
                          const struct queue_ops *ops, void *ctx)
@@ -337,18 +356,28 @@ struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
     }
     queue->codec = body_codec_new(conf->compression, queue->keyring);
     queue->redis_conf = (struct redis_conf){
-        .server = conf, .scripts = queue_scripts, .script_count = SCRIPT_COUNT};
-    queue->nodes = nodes_open(loop, &queue->redis_conf, &redis_ops, queue);
-    if (ops->on_ready_hint != NULL) {
-        queue->listener_conf = (struct redis_conf){.server = conf, .subscribe = "heave:ready"};
-        queue->listener = redis_open(loop, &queue->listener_conf, &listener_ops, queue);
-    }
+        .server = conf,
+        .scripts = queue_scripts,
+        .script_count = SCRIPT_COUNT,
+        .subscribe = ops->on_ready_hint != NULL ? "heave:ready" : NULL,
+    };
+    queue->nodes = nodes_open(loop, &queue->redis_conf, &nodes_ops, queue);
     return queue;
 }
 
 bool queue_is_up(const struct queue *queue)
 {
-    return !queue->closing && nodes_any_up(queue->nodes);
+    return !queue->closing && nodes_any_prompt(queue->nodes);
+}
+
+bool queue_all_prompt(const struct queue *queue)
+{
+    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
+        if (!nodes_is_prompt(queue->nodes, shard)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* Closing. */
@@ -364,14 +393,9 @@ static void leases_forget(struct queue *queue)
     queue->leases.prev = &queue->leases;
 }
 
-static void on_connection_closed(void *ctx)
+static void on_connections_closed(void *ctx)
 {
     struct queue *queue = ctx;
-    ASSERT(queue->open_connections > 0);
-    queue->open_connections--;
-    if (queue->open_connections > 0) {
-        return;
-    }
     queue_upload_fail(queue);
     queue_enqueue_fail(queue, ERR_CLOSED);
     queue_settle_fail(queue, ERR_CLOSED);
@@ -404,11 +428,7 @@ static void close_connections(void *ctx)
     queue_flush_now(queue);
     flush(queue); /* finishes what could not be written */
     queue->redis_closing = true;
-    queue->open_connections = queue->listener != NULL ? 2 : 1;
-    nodes_close(queue->nodes, on_connection_closed, queue);
-    if (queue->listener != NULL) {
-        redis_close(queue->listener, on_connection_closed, queue);
-    }
+    nodes_close(queue->nodes, on_connections_closed, queue);
 }
 
 void queue_close_step(struct queue *queue)
@@ -447,14 +467,14 @@ void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx)
 void queue_gate_close(struct queue *queue, const char *gate, int64_t until_ms, const char *reason)
 {
     FAILPOINT("gate-before-write");
-    for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
+    for (uint32_t shard = 0; !queue->closing && shard < queue->conf->shards; shard++) {
         struct redis_args head;
         queue_call_begin(shard, &head);
         redis_args_text(&head, gate);
         redis_args_number(&head, until_ms);
         redis_args_text(&head, reason != NULL ? reason : "");
         if (nodes_eval(queue->nodes, shard, SCRIPT_GATE, 1, &head, NULL, NULL, NULL) != 0) {
-            break;
+            continue; /* away: the service's next answer closes the gate there again */
         }
     }
 }

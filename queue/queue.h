@@ -33,16 +33,34 @@ enum queue_durability {
     QUEUE_MEMORY,
 };
 
+/* How Redis is laid out. */
+enum queue_topology {
+    QUEUE_STANDALONE, /* one server: socket_path, or host and port */
+    QUEUE_SENTINEL,   /* `hosts` are sentinels, which know where `master_name` is */
+    QUEUE_CLUSTER,    /* `hosts` are some of the nodes, which know the others */
+};
+struct queue_host {
+    const char *name;
+    uint16_t port;
+};
+
 /* Where Redis is and how much it must promise. Plain values; strings live as long as the handle. */
 struct queue_conf {
-    const char *socket_path; /* embedded server's Unix socket; NULL: use host */
+    enum queue_topology topology;
+    const char *socket_path; /* a Unix socket; NULL: use host */
     const char *host;
     uint16_t port;
+    const struct queue_host *hosts;
+    size_t host_count;
+    const char *master_name;
     int database;
-    const char *user;        /* ACL user or NULL */
-    const char *password;    /* or NULL */
-    struct tls_context *tls; /* rediss:// or NULL */
+    const char *user;              /* ACL user or NULL */
+    const char *password;          /* or NULL */
+    const char *sentinel_user;     /* of the sentinels, or NULL */
+    const char *sentinel_password; /* or NULL */
+    struct tls_context *tls;       /* for all connections, or NULL */
     enum queue_durability durability;
+    uint32_t replicas;          /* at `replicated`: how many must have a message; 0 counts as 1 */
     uint32_t shards;            /* 1..32 */
     int64_t lease_ms;           /* how long a claim lasts without heartbeat */
     int64_t retention_ms;       /* how long the history of a finished message is kept */
@@ -73,6 +91,10 @@ struct queue_ops {
      * says and was put back), "lost_record" (a batch that has none any more), "unreadable" (a
      * stored record that cannot be decoded; the batch is held). May be NULL. */
     void (*on_sweep)(void *ctx, const char *what, int64_t count);
+    /* A sentence about Redis for the log while work goes on: commands refused (OOM, READONLY, ...),
+     * a server that answers slowly, a part of a Cluster away, a setting that could not be asked
+     * for. Summarised when it repeats. May be NULL. */
+    void (*on_warning)(void *ctx, const char *text);
 };
 
 /* Starts connecting; keeps trying with back-off until closed. `ops` and `conf` must outlive the
@@ -82,6 +104,8 @@ struct queue *queue_open(struct loop *loop, const struct queue_conf *conf,
 /* Gives back this handle's claims that were not started, waits for what is on the wire (at most 5
  * s), then calls `on_closed` and frees the handle. */
 void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx);
+/* Whether new messages are taken: some shard's server is up, answers within a second, and has the
+ * replicas the durability needs. */
 bool queue_is_up(const struct queue *queue);
 /* Wall time by the server's clock, milliseconds since 1970, carried on by the monotonic clock
  * between the server's answers: what expiries, due times and gates are compared and written with,

@@ -350,8 +350,12 @@ static void on_claimed(void *ctx, int status, const struct redis_value *value)
 {
     struct claim *claim = ctx;
     FAILPOINT("claim-answered");
-    if (status != 0) {
+    if (status == ERR_CLOSED || (status != 0 && claim->shards_left == 0)) {
         claim_finish(claim, status == ERR_PROTO ? ERR_UNAVAILABLE : status);
+        return;
+    }
+    if (status != 0) {
+        ask_next(claim); /* its server is gone or refuses; the others may have work */
         return;
     }
     const struct redis_value *closed = redis_item(value, 0);
@@ -405,18 +409,28 @@ static bool wants_more(const struct claim *claim)
     return false;
 }
 
+/* The next shard whose server is up. False when all had their turn. */
+static bool next_shard(struct claim *claim)
+{
+    const struct queue *queue = claim->queue;
+    while (claim->shards_left > 0) {
+        claim->shards_left--;
+        claim->shard = (claim->shard + 1) % queue->conf->shards;
+        if (nodes_is_up(queue->nodes, claim->shard)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void ask_next(struct claim *claim)
 {
-    struct queue *queue = claim->queue;
-    if (claim->shards_left == 0 || queue->closing || claim->budget_bytes <= 0 ||
-        !wants_more(claim)) {
+    if (claim->queue->closing || claim->budget_bytes <= 0 || !wants_more(claim) ||
+        !next_shard(claim)) {
         claim_finish(claim, 0);
         return;
     }
-    claim->shards_left--;
-    claim->shard = (claim->shard + 1) % queue->conf->shards;
-    int status = ask(claim);
-    if (status != 0) {
+    if (ask(claim) != 0) {
         claim_finish(claim, ERR_UNAVAILABLE);
     }
 }
@@ -425,7 +439,7 @@ int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want
                 queue_claim_cb cb, void *ctx)
 {
     ASSERT(want_count > 0 && want_count <= QUEUE_WANTS_MAX);
-    if (queue->closing || !queue_is_up(queue)) {
+    if (queue->closing || !nodes_any_up(queue->nodes)) {
         return queue->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
     }
     struct claim *claim = mem_zero(sizeof(*claim));
@@ -443,13 +457,13 @@ int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want
         want->left = wants[i].max_batches;
         want->expired_only = wants[i].expired_only;
     }
-    claim->shard = queue->claim_shard++ % queue->conf->shards;
-    claim->shards_left = queue->conf->shards - 1;
+    claim->shard = queue->claim_shard++ % queue->conf->shards; /* asked last */
+    claim->shards_left = queue->conf->shards;
     queue->claim_count++;
     (void)snprintf(claim->token, sizeof(claim->token), "%.12s%llx", queue->instance,
                    (unsigned long long)(queue->claim_count & 0xffffffffffu));
     if (status == 0) {
-        status = ask(claim);
+        status = next_shard(claim) ? ask(claim) : ERR_UNAVAILABLE;
     }
     if (status != 0) {
         mem_free(claim);

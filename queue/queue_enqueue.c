@@ -44,14 +44,17 @@ struct enqueue_group {
     struct redis_args messages;
     struct enqueue_waiter waiters[GROUP_MESSAGES_MAX];
     size_t count;
-    bool waits; /* finished by the wait, not by the script's answer */
+    bool waits;      /* a WAIT behind it is on its way and finishes it */
+    bool wait_again; /* the script ran elsewhere or later: another WAIT behind its answer */
     bool answered;
-    bool running; /* counted in queue->enqueues_running */
+    const void *answerer; /* the connection the answer came on */
+    bool running;         /* counted in queue->enqueues_running */
 };
 
 /* One WAIT or WAITAOF and the groups it vouches for. */
 struct enqueue_wait {
     struct queue *queue;
+    const void *place; /* the connection it was sent on */
     struct enqueue_group *groups;
 };
 
@@ -123,13 +126,20 @@ static void take_reply(struct enqueue_waiter *waiter, const struct redis_value *
     }
 }
 
+static void wait_again(struct enqueue_group *group);
+
 static void on_stored(void *ctx, int status, const struct redis_value *value)
 {
     struct enqueue_group *group = ctx;
     FAILPOINT("enqueue-answered");
     group->answered = true;
+    group->answerer = nodes_answering(group->queue->nodes);
     if (status == ERR_PROTO) {
         status = ERR_UNAVAILABLE; /* the script failed before it wrote: its reads come first */
+    }
+    if (status != 0 && value->type == REDIS_ERROR &&
+        span_search(value->text, SPAN_LIT("OOM")) < value->text.len) {
+        status = ERR_FULL;
     }
     if (status != 0) {
         fail_group(group, status);
@@ -138,20 +148,34 @@ static void on_stored(void *ctx, int status, const struct redis_value *value)
             take_reply(&group->waiters[i], redis_item(value, i));
         }
     }
-    if (!group->waits) {
+    if (group->wait_again && status == 0) {
+        wait_again(group);
+    } else if (!group->waits) {
         finish_group(group);
     }
 }
 
 bool queue_wait_reached(const struct queue *queue, const struct redis_value *value)
 {
-    (void)queue; /* one replica is enough at every durability */
     /* WAIT answers how many replicas, WAITAOF [local fsyncs, replicas]. */
-    int64_t count = value->type == REDIS_ARRAY ? redis_integer(redis_item(value, 0))
-                                               : redis_integer(value);
-    return count >= 1;
+    if (value->type == REDIS_ARRAY) {
+        return redis_integer(redis_item(value, 0)) >= 1;
+    }
+    return redis_integer(value) >= (queue->conf->replicas > 0 ? queue->conf->replicas : 1);
 }
 
+/* Nothing vouches for what the group stored. */
+static void group_unsure(struct enqueue_group *group)
+{
+    for (size_t i = 0; i < group->count; i++) {
+        struct enqueue_waiter *waiter = &group->waiters[i];
+        waiter->status = waiter->status == 0 ? ERR_TIMEOUT : waiter->status;
+        waiter->replayed = false;
+    }
+}
+
+/* A WAIT vouches for what was answered before it on its own connection. A script that was sent to
+ * another node meanwhile (Cluster), or had to be loaded again, gets a WAIT of its own. */
 static void on_waited(void *ctx, int status, const struct redis_value *value)
 {
     struct enqueue_wait *wait = ctx;
@@ -160,18 +184,16 @@ static void on_waited(void *ctx, int status, const struct redis_value *value)
     while (wait->groups != NULL) {
         struct enqueue_group *group = wait->groups;
         wait->groups = group->next;
-        for (size_t i = 0; i < group->count && !durable; i++) {
-            struct enqueue_waiter *waiter = &group->waiters[i];
-            waiter->status = waiter->status == 0 ? ERR_TIMEOUT : waiter->status;
-            waiter->replayed = false;
-        }
-        if (group->answered) {
-            finish_group(group);
+        group->waits = false;
+        if (!group->answered) {
+            group->wait_again = true;
+        } else if (group->answerer != wait->place && status != ERR_CLOSED) {
+            wait_again(group);
         } else {
-            /* The script had to be loaded again and runs behind the wait, which says nothing about
-             * it: its answer finishes the group, and nobody hears yes. */
-            fail_group(group, ERR_TIMEOUT);
-            group->waits = false;
+            if (!durable) {
+                group_unsure(group);
+            }
+            finish_group(group);
         }
     }
     mem_free(wait);
@@ -200,7 +222,7 @@ static bool write_group(struct enqueue_group *group)
     return true;
 }
 
-int queue_wait_send(struct queue *queue, uint32_t shard, redis_cb cb, void *ctx)
+int queue_wait_send(struct queue *queue, uint32_t shard, const void *place, redis_cb cb, void *ctx)
 {
     struct redis_args args;
     redis_args_init(&args);
@@ -210,10 +232,10 @@ int queue_wait_send(struct queue *queue, uint32_t shard, redis_cb cb, void *ctx)
         redis_args_number(&args, 0);
     } else {
         redis_args_text(&args, "WAIT");
-        redis_args_number(&args, 1);
+        redis_args_number(&args, queue->conf->replicas > 0 ? queue->conf->replicas : 1);
     }
     redis_args_number(&args, WAIT_TIMEOUT_MS);
-    return nodes_call(queue->nodes, shard, &args, cb, ctx);
+    return nodes_call_place(queue->nodes, place, &args, cb, ctx);
 }
 
 /* One wait for the groups that were written, or none when none was. Takes `wait`. */
@@ -221,10 +243,7 @@ static void vouch(struct queue *queue, uint32_t shard, struct enqueue_wait *wait
 {
     if (wait->groups == NULL) {
         mem_free(wait);
-        return;
-    }
-    wait->queue = queue;
-    if (queue_wait_send(queue, shard, on_waited, wait) != 0) {
+    } else if (queue_wait_send(queue, shard, wait->place, on_waited, wait) != 0) {
         /* The connection broke just now, or its output is full: the scripts' answers finish the
          * groups, but nothing vouches for what they stored. */
         for (struct enqueue_group *group = wait->groups; group != NULL; group = group->next) {
@@ -235,47 +254,67 @@ static void vouch(struct queue *queue, uint32_t shard, struct enqueue_wait *wait
     }
 }
 
-/* Writes a group; with a wait, adds it to those the wait vouches for. */
+/* The group was answered on `answerer`; what vouches for it comes behind. */
+static void wait_again(struct enqueue_group *group)
+{
+    struct enqueue_wait *wait = mem_zero(sizeof(*wait));
+    *wait = (struct enqueue_wait){.queue = group->queue, .place = group->answerer, .groups = group};
+    group->next = NULL;
+    group->wait_again = false;
+    group->waits = true;
+    if (queue_wait_send(group->queue, group->shard, wait->place, on_waited, wait) != 0) {
+        mem_free(wait);
+        group_unsure(group);
+        finish_group(group);
+    }
+}
+
+static struct enqueue_wait *wait_new(struct queue *queue, uint32_t shard)
+{
+    struct enqueue_wait *wait = mem_zero(sizeof(*wait));
+    wait->queue = queue;
+    wait->place = nodes_place(queue->nodes, shard);
+    return wait;
+}
+
+/* Writes a group; when a wait is to follow, adds it to those the wait vouches for. */
 static void write_one(struct enqueue_group *group, struct enqueue_wait *wait)
 {
     struct queue *queue = group->queue;
-    group->waits = wait != NULL;
+    bool waits = nodes_wait_kind(queue->nodes, group->shard) != REDIS_WAIT_NONE;
+    group->waits = waits && wait->place != NULL;
+    group->wait_again = waits && wait->place == NULL; /* parked: it will run somewhere, later */
     if (group->shard == queue->id_shard % queue->conf->shards) {
         queue->id_shard++; /* this shard has work to do: the next messages go to another */
     }
-    if (write_group(group) && wait != NULL) {
+    if (write_group(group) && group->waits) {
         group->next = wait->groups;
         wait->groups = group;
     }
 }
 
-/* Writes the groups of `shard` .. and one wait for all of them when the durability asks for it. */
+/* Writes the groups of `first_shard` .. whose commands go to the same connection as those of
+ * `first_shard`, and one wait for all of them when the durability asks for it. */
 static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end_shard)
 {
-    bool waits = nodes_wait_kind(queue->nodes, first_shard) != REDIS_WAIT_NONE;
-    struct enqueue_wait *wait = waits ? mem_zero(sizeof(*wait)) : NULL;
+    struct enqueue_wait *wait = wait_new(queue, first_shard);
     for (uint32_t shard = first_shard; shard < end_shard; shard++) {
         struct enqueue_group *group = queue->groups[shard];
-        queue->groups[shard] = NULL;
-        if (group != NULL) {
+        if (group != NULL && nodes_place(queue->nodes, shard) == wait->place) {
+            queue->groups[shard] = NULL;
             write_one(group, wait);
         }
     }
-    if (waits) {
-        vouch(queue, first_shard, wait);
-    }
+    vouch(queue, first_shard, wait);
 }
 
 void queue_group_send(struct enqueue_group *group)
 {
     struct queue *queue = group->queue;
     uint32_t shard = group->shard;
-    bool waits = nodes_wait_kind(queue->nodes, shard) != REDIS_WAIT_NONE;
-    struct enqueue_wait *wait = waits ? mem_zero(sizeof(*wait)) : NULL;
+    struct enqueue_wait *wait = wait_new(queue, shard);
     write_one(group, wait);
-    if (waits) {
-        vouch(queue, shard, wait);
-    }
+    vouch(queue, shard, wait);
     queue_flush_later(queue); /* finishes one that could not be written */
 }
 
@@ -287,7 +326,11 @@ void queue_group_fail(struct enqueue_group *group, int status)
 
 void queue_enqueue_write(struct queue *queue)
 {
-    write_groups(queue, 0, queue->conf->shards);
+    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
+        if (queue->groups[shard] != NULL) {
+            write_groups(queue, shard, queue->conf->shards);
+        }
+    }
 }
 
 static bool worth_sending(const struct queue *queue)
@@ -301,7 +344,8 @@ static bool worth_sending(const struct queue *queue)
 
 void queue_enqueue_flush(struct queue *queue)
 {
-    if (queue->enqueues_running == 0 || worth_sending(queue)) {
+    /* What is on its way to a server that does not answer is not waited for by the others. */
+    if (queue->enqueues_running == 0 || worth_sending(queue) || !queue_all_prompt(queue)) {
         queue_enqueue_write(queue);
     }
     while (queue->failed_groups != NULL) {
@@ -507,7 +551,7 @@ static int enqueue_small(struct queue *queue, uint32_t shard, const struct messa
     if (group->count == GROUP_MESSAGES_MAX || buf_len(&group->messages.bytes) >= GROUP_BYTES_MAX) {
         /* Its callbacks run when Redis answers; a connection lost this moment is left to the flush.
          */
-        if (nodes_is_up(queue->nodes, shard)) {
+        if (nodes_takes(queue->nodes, shard)) {
             write_groups(queue, shard, shard + 1);
         }
     }
@@ -518,13 +562,15 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
                   const struct queue_idempotency *idempotency, queue_enqueue_cb cb, void *ctx)
 {
     int status = queue->closing ? ERR_CLOSED : check_message(queue, message, idempotency);
-    if (status == 0 && !queue_is_up(queue)) {
-        status = ERR_UNAVAILABLE;
-    }
     if (status != 0) {
         return status;
     }
+    /* A shard that is on its way to another node takes it too: it waits there a little. */
     uint32_t shard = queue_shard_of_id(queue, message->id);
+    bool is_up = nodes_is_up(queue->nodes, shard);
+    if (is_up ? !nodes_is_prompt(queue->nodes, shard) : !nodes_takes(queue->nodes, shard)) {
+        return ERR_UNAVAILABLE;
+    }
     size_t bytes = message_bytes(message);
     if (nodes_waiting_bytes(queue->nodes, shard) + queue->upload_bytes + bytes >
         WAITING_MAX_BYTES) {

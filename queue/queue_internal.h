@@ -56,9 +56,8 @@ struct queue {
     const struct queue_ops *ops;
     void *ctx;
     struct nodes *nodes;
-    struct redis *listener; /* subscribed to hints; NULL when nobody wants them */
     struct redis_conf redis_conf;
-    struct redis_conf listener_conf;
+    bool told_up;      /* what on_state last said */
     char instance[17]; /* random, part of every claim token */
     uint64_t claim_count;
     uint64_t owner_count;
@@ -93,7 +92,6 @@ struct queue {
     size_t claims_running;
     bool closing;
     bool redis_closing;
-    uint32_t open_connections; /* not yet closed while closing */
     void (*on_closed)(void *ctx);
     void *closed_ctx;
 };
@@ -116,6 +114,8 @@ void queue_flush_later(struct queue *queue);
 /* The same at once, before a command that must see it. No callback runs. */
 void queue_flush_now(struct queue *queue);
 void queue_close_step(struct queue *queue);
+/* Whether every shard is up and answers without delay. */
+bool queue_all_prompt(const struct queue *queue);
 
 /* queue_clock.c: asks the server's time now and each second; `ctx` is the handle */
 void queue_clock_ask(void *ctx);
@@ -128,9 +128,10 @@ void queue_enqueue_flush(struct queue *queue);
 void queue_enqueue_fail(struct queue *queue, int status);
 /* Appends the name of the key's record. */
 void queue_key_add(uint32_t shard, struct redis_args *keys, const struct queue_idempotency *key);
-/* Sends the WAIT that the durability asks for after writes to the shard. Errors: as nodes_call().
- */
-MUST_USE int queue_wait_send(struct queue *queue, uint32_t shard, redis_cb cb, void *ctx);
+/* Sends the WAIT that the durability asks for after writes to the shard that ran, or will run, on
+ * `place` (nodes_place(), nodes_answering()). Errors: as nodes_call_place(). */
+MUST_USE int queue_wait_send(struct queue *queue, uint32_t shard, const void *place, redis_cb cb,
+                             void *ctx);
 /* Whether its answer says that they are durable. */
 bool queue_wait_reached(const struct queue *queue, const struct redis_value *value);
 /* Writes a group that waited for nothing else; its callbacks run when Redis answers. */

@@ -42,7 +42,9 @@ static void replay_waits(struct key_begin *begin, const struct queue_key_found *
     (void)snprintf(begin->id, sizeof(begin->id), "%.*s", SPAN_FMT(found->id));
     begin->answer = mem_dup(found->answer);
     begin->answer_len = found->answer.len;
-    if (queue_wait_send(begin->queue, begin->shard, on_replay_durable, begin) != 0) {
+    struct queue *queue = begin->queue;
+    if (queue_wait_send(queue, begin->shard, nodes_answering(queue->nodes), on_replay_durable,
+                        begin) != 0) {
         begin_end(begin, ERR_UNAVAILABLE, found);
     }
 }

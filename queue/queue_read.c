@@ -371,7 +371,7 @@ static int list_prepare(struct list *list, const struct queue_filter *filter)
 
 int queue_list(struct queue *queue, const struct queue_filter *filter, queue_list_cb cb, void *ctx)
 {
-    if (queue->closing || !queue_is_up(queue)) {
+    if (queue->closing || !nodes_any_up(queue->nodes)) {
         return queue->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
     }
     queue_flush_now(queue);
@@ -518,7 +518,7 @@ static void on_totals(void *ctx, int status, const struct redis_value *value)
 
 int queue_totals(struct queue *queue, queue_totals_cb cb, void *ctx)
 {
-    if (queue->closing || !queue_is_up(queue)) {
+    if (queue->closing || !nodes_any_up(queue->nodes)) {
         return queue->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
     }
     queue_flush_now(queue);
@@ -532,6 +532,9 @@ int queue_totals(struct queue *queue, queue_totals_cb cb, void *ctx)
     int status = 0;
     for (uint32_t shard = 0; shard < queue->conf->shards && status == 0; shard++) {
         struct redis_args head;
+        if (!nodes_is_up(queue->nodes, shard)) {
+            continue; /* the sums of the others are better than none */
+        }
         queue_call_begin(shard, &head);
         status = nodes_eval(queue->nodes, shard, SCRIPT_TOTALS, 1, &head, NULL, on_totals, totals);
         totals->waiting += status == 0 ? 1 : 0;

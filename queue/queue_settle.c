@@ -91,7 +91,8 @@ void queue_start_flush(struct queue *queue)
 
 int queue_start(struct queue *queue, struct queue_lease *lease)
 {
-    if (!queue_is_up(queue) || FAILPOINT_ERROR("start-refused")) {
+    uint32_t shard = queue_shard_of_id(queue, lease->message.id);
+    if (queue->closing || !nodes_is_up(queue->nodes, shard) || FAILPOINT_ERROR("start-refused")) {
         return ERR_UNAVAILABLE;
     }
     /* Redis may have been away for longer than the lease: then the batch has been given to others,
@@ -101,7 +102,6 @@ int queue_start(struct queue *queue, struct queue_lease *lease)
     }
     char entry[QUEUE_ENTRY_MAX];
     lease_entry(lease, entry);
-    uint32_t shard = queue_shard_of_id(queue, lease->message.id);
     struct redis_args *args = &queue->starts[shard];
     redis_args_text(args, entry);
     redis_args_text(args, lease->token);
@@ -198,9 +198,9 @@ static struct queue_lease *beat_some(struct queue *queue, uint32_t shard, struct
 
 void queue_heartbeat(struct queue *queue)
 {
-    for (uint32_t shard = 0; queue_is_up(queue) && shard < queue->conf->shards; shard++) {
+    for (uint32_t shard = 0; !queue->closing && shard < queue->conf->shards; shard++) {
         struct queue_lease *lease = queue->leases.next;
-        while (lease != &queue->leases) {
+        while (lease != &queue->leases && nodes_is_up(queue->nodes, shard)) {
             lease = beat_some(queue, shard, lease);
         }
     }
@@ -312,19 +312,31 @@ static bool write_group(struct queue *queue, struct settle_group *group, uint32_
     return false;
 }
 
+static bool has_items(const struct queue *queue, uint32_t shard)
+{
+    for (const struct settle_item *item = queue->settle_first; item != NULL; item = item->next) {
+        if (item->shard == shard) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void queue_settle_write(struct queue *queue)
 {
-    while (queue->settle_first != NULL && nodes_any_up(queue->nodes)) {
-        uint32_t shard = queue->settle_first->shard;
-        if (!write_group(queue, collect(queue, shard), shard)) {
-            return;
+    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
+        while (nodes_takes(queue->nodes, shard) && has_items(queue, shard)) {
+            if (!write_group(queue, collect(queue, shard), shard)) {
+                break;
+            }
         }
     }
 }
 
 void queue_settle_flush(struct queue *queue)
 {
-    if (queue->settles_running == 0 || queue->settle_count >= SETTLE_WORTH_SENDING) {
+    if (queue->settles_running == 0 || queue->settle_count >= SETTLE_WORTH_SENDING ||
+        !queue_all_prompt(queue)) {
         queue_settle_write(queue);
     }
 }
@@ -461,7 +473,7 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
         return status;
     }
     uint32_t shard = queue_shard_of_id(queue, lease->message.id);
-    if (settlement->next != QUEUE_NEXT_DONE && queue_is_up(queue)) {
+    if (settlement->next != QUEUE_NEXT_DONE && nodes_takes(queue->nodes, shard)) {
         queue_pair_register(queue, shard, span_of(pair));
     }
     lease_entry(lease, entry);

@@ -20,7 +20,13 @@ enum {
     BACKOFF_MAX_MS = 2000,
     CONNECT_TIMEOUT_MS = 5000,
     DEADLINE_MS = 10000,
-    DEADLINE_TICK_MS = 1000,
+    WATCH_TICK_MS = 250,
+    STALL_MS = 1000,
+    STALL_TELL_MS = 1500,
+    STALL_OVER_MS = 500,
+    PING_AFTER_MS = 500,
+    REPLICAS_EVERY_MS = 1000,
+    WARN_AGAIN_MS = 60000,
     CLOSE_WAIT_MS = 5000,
 };
 #define WAITING_MAX_BYTES ((size_t)192 << 20)
@@ -194,17 +200,30 @@ static redisReplyObjectFunctions value_functions = {
 
 /* Requests. */
 
-static size_t request_bytes(const struct redis_request *request)
+size_t redis_request_bytes(const struct redis_request *request)
 {
     return buf_len(&request->head.bytes) + buf_len(&request->body.bytes);
 }
 
-static void request_free(struct redis *redis, struct redis_request *request)
+static void request_release(struct redis_request *request)
 {
-    redis->waiting_bytes -= request_bytes(request);
     redis_args_release(&request->head);
     redis_args_release(&request->body);
     mem_free(request);
+}
+
+void redis_request_fail(struct redis_request *request, int status)
+{
+    if (request->cb != NULL) {
+        request->cb(request->ctx, status, &nil_value);
+    }
+    request_release(request);
+}
+
+static void request_free(struct redis *redis, struct redis_request *request)
+{
+    redis->waiting_bytes -= redis_request_bytes(request);
+    request_release(request);
 }
 
 static void request_append(struct redis *redis, struct redis_request *request)
@@ -243,17 +262,153 @@ static void fail_requests(struct redis *redis, int status)
     }
 }
 
-static void check_deadline(void *ctx)
+static bool listens(const struct redis *redis)
+{
+    return redis->conf->kind == REDIS_LISTENER || redis->conf->kind == REDIS_SENTINEL;
+}
+
+/* Watch: deadlines, stalls, pings, replicas. */
+
+void redis_warn(struct redis *redis, const char *text)
+{
+    int64_t now_ms = loop_now_ms(redis->loop);
+    struct redis_warning *row = NULL;
+    for (size_t i = 0; i < REDIS_WARNINGS_MAX && row == NULL; i++) {
+        if (strcmp(redis->warnings[i].text, text) == 0) {
+            row = &redis->warnings[i];
+        }
+    }
+    if (row != NULL && now_ms - row->said_ms < WARN_AGAIN_MS) {
+        row->more++;
+        return;
+    }
+    char line[320];
+    if (row != NULL && row->more > 0) {
+        (void)snprintf(line, sizeof(line), "%s (%llu more in the last %lld s)", text,
+                       (unsigned long long)row->more, (long long)((now_ms - row->said_ms) / 1000));
+    } else {
+        (void)snprintf(line, sizeof(line), "%s", text);
+    }
+    for (size_t i = 0; i < REDIS_WARNINGS_MAX && row == NULL; i++) {
+        struct redis_warning *other = &redis->warnings[i];
+        if (other->text[0] == '\0' || now_ms - other->said_ms >= WARN_AGAIN_MS) {
+            row = other;
+        }
+    }
+    if (row != NULL) {
+        (void)snprintf(row->text, sizeof(row->text), "%s", text);
+        row->more = 0;
+        row->said_ms = now_ms;
+    }
+    if (redis->ops->on_warning != NULL) {
+        redis->ops->on_warning(redis->ctx, line);
+    }
+}
+
+void redis_replicas_seen(struct redis *redis, uint32_t count)
+{
+    if (redis->wait != REDIS_WAIT_REPLICA) {
+        return;
+    }
+    uint32_t wanted = redis->conf->server->replicas > 0 ? redis->conf->server->replicas : 1;
+    bool was_short = redis->short_replicas;
+    redis->short_replicas = count < wanted;
+    redis->replicas_ms = loop_now_ms(redis->loop);
+    if (redis->short_replicas && !was_short) {
+        char text[200];
+        (void)snprintf(text, sizeof(text),
+                       "Redis has %u of the %u replicas that queue.durability: replicated needs "
+                       "(queue.replicas); new messages are put off.",
+                       count, wanted);
+        redis_warn(redis, text);
+    }
+}
+
+static void on_replicas(void *ctx, int status, const struct redis_value *value)
+{
+    if (status == 0) {
+        redis_replicas_seen(ctx, redis_facts_replicas(value->text));
+    }
+}
+
+static void submit_words(struct redis *redis, const char *first, const char *second, redis_cb cb)
+{
+    struct redis_args args;
+    redis_args_init(&args);
+    redis_args_text(&args, first);
+    if (second != NULL) {
+        redis_args_text(&args, second);
+    }
+    if (redis_submit(redis, &args, cb, redis) != 0) {
+        redis_drop(redis, "The output to Redis ran full.");
+    }
+}
+
+static int64_t waited_ms(const struct redis *redis)
+{
+    return redis->first != NULL ? loop_now_ms(redis->loop) - redis->first->sent_ms : 0;
+}
+
+/* A stall begins after a second and ends when what waits is younger than half of one, so a disk
+ * that takes a second for an fsync now and then puts new messages off for the rest of that moment
+ * only; it is told when it has lasted a second and a half. Nothing else is given up: what waits
+ * goes on waiting for its answer. */
+static void watch_stall(struct redis *redis)
+{
+    int64_t waited = waited_ms(redis);
+    if (redis->stalled_ms == 0 && waited > STALL_MS) {
+        redis->stalled_ms = redis->first->sent_ms;
+    }
+    if (redis->stalled_ms > 0 && waited > STALL_TELL_MS && !redis->stall_told) {
+        redis->stall_told = true;
+        redis_warn(redis,
+                   "Redis has not answered for more than a second; new messages are put off.");
+    }
+}
+
+static void stall_over(struct redis *redis)
+{
+    if (redis->stalled_ms > 0 && waited_ms(redis) < STALL_OVER_MS) {
+        redis->stalled_ms = 0;
+        if (redis->stall_told) {
+            redis->stall_told = false;
+            redis_warn(redis, "Redis answers again.");
+        }
+    }
+}
+
+static void watch(void *ctx)
 {
     struct redis *redis = ctx;
-    if (redis->first != NULL && loop_now_ms(redis->loop) - redis->first->sent_ms > DEADLINE_MS) {
+    int64_t now_ms = loop_now_ms(redis->loop);
+    loop_timer_start(redis->loop, &redis->watch_timer, WATCH_TICK_MS, watch, redis);
+    if (redis->dropping) {
+        return;
+    }
+    if (waited_ms(redis) > DEADLINE_MS) {
         redis_drop(redis, "Redis did not answer a command for %d seconds.", DEADLINE_MS / 1000);
         return;
     }
-    if (redis->first != NULL) {
-        loop_timer_start(redis->loop, &redis->deadline_timer, DEADLINE_TICK_MS, check_deadline,
-                         redis);
+    if (redis->phase != REDIS_UP || listens(redis)) {
+        return;
     }
+    watch_stall(redis);
+    if (redis->first == NULL && redis->closing) {
+        return;
+    }
+    if (redis->wait == REDIS_WAIT_REPLICA && now_ms - redis->replicas_ms >= REPLICAS_EVERY_MS) {
+        redis->replicas_ms = now_ms;
+        submit_words(redis, "INFO", "replication", on_replicas);
+    } else if (redis->first == NULL && now_ms - redis->heard_ms >= PING_AFTER_MS) {
+        submit_words(redis, "PING", NULL, NULL);
+    }
+}
+
+/* Whether its arguments stay until the answer. */
+static bool request_kept(const struct redis *redis, const struct redis_request *request)
+{
+    return request->script >= 0 ||
+           (redis->ops->on_redirect != NULL && request->shard != REDIS_NO_SHARD);
 }
 
 static int write_request(struct redis *redis, struct redis_request *request)
@@ -273,7 +428,7 @@ static int write_request(struct redis *redis, struct redis_request *request)
     struct buf *head = &request->head.bytes;
     int status = stream_write(stream, span_make(text, (size_t)len));
     status = FAILPOINT_ERROR("redis-write-fails") ? ERR_LIMIT : status;
-    if (status == 0 && request->script < 0 && buf_len(head) >= GIVE_FROM_BYTES) {
+    if (status == 0 && !request_kept(redis, request) && buf_len(head) >= GIVE_FROM_BYTES) {
         redis->waiting_bytes -= buf_len(head);
         status = stream_give(stream, head);
         redis->waiting_bytes += buf_len(head); /* nothing, unless it was refused */
@@ -296,25 +451,19 @@ static int send_request(struct redis *redis, struct redis_request *request)
     if (status != 0) {
         return status;
     }
-    if (request->script < 0) {
-        /* Only scripts are ever repeated; a body must not be held twice until its answer. */
-        redis->waiting_bytes -= request_bytes(request);
+    if (!request_kept(redis, request)) {
+        /* A body must not be held twice until its answer. */
+        redis->waiting_bytes -= redis_request_bytes(request);
         redis_args_release(&request->head);
     }
     request->sent_ms = loop_now_ms(redis->loop);
     request_append(redis, request);
-    if (!loop_timer_active(&redis->deadline_timer)) {
-        loop_timer_start(redis->loop, &redis->deadline_timer, DEADLINE_TICK_MS, check_deadline,
-                         redis);
-    }
     return 0;
 }
 
-static int submit_request(struct redis *redis, const struct redis_request *template)
+static int submit_request(struct redis *redis, struct redis_request *request)
 {
-    struct redis_request *request = mem_zero(sizeof(*request));
-    *request = *template;
-    redis->waiting_bytes += request_bytes(request);
+    redis->waiting_bytes += redis_request_bytes(request);
     int status = request->head.status != 0 ? request->head.status : request->body.status;
     if (status == 0 && redis_waiting_bytes(redis) > WAITING_MAX_BYTES) {
         status = ERR_LIMIT;
@@ -332,60 +481,65 @@ static int submit_request(struct redis *redis, const struct redis_request *templ
     return status;
 }
 
+struct redis_request *redis_request_new(int script, size_t key_count, struct redis_args *head,
+                                        struct redis_args *args, redis_cb cb, void *ctx)
+{
+    struct redis_request *request = mem_zero(sizeof(*request));
+    *request = (struct redis_request){.head = *head,
+                                      .cb = cb,
+                                      .ctx = ctx,
+                                      .script = script,
+                                      .key_count = key_count,
+                                      .shard = REDIS_NO_SHARD};
+    redis_args_init(head);
+    redis_args_init(&request->body);
+    if (args != NULL) {
+        request->body = *args;
+        redis_args_init(args);
+    }
+    return request;
+}
+
+int redis_request_submit(struct redis *redis, struct redis_request *request)
+{
+    ASSERT(request->script < 0 || (size_t)request->script < redis->conf->script_count);
+    if (redis->phase != REDIS_UP || redis->closing) {
+        request_release(request);
+        return redis->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
+    }
+    request->repeated = false;
+    return submit_request(redis, request);
+}
+
 int redis_submit(struct redis *redis, struct redis_args *args, redis_cb cb, void *ctx)
 {
-    struct redis_request request = {.head = *args, .cb = cb, .ctx = ctx, .script = -1};
-    redis_args_init(&request.body);
-    redis_args_init(args);
-    return submit_request(redis, &request);
+    return submit_request(redis, redis_request_new(-1, 0, args, NULL, cb, ctx));
 }
 
 int redis_call(struct redis *redis, struct redis_args *args, redis_cb cb, void *ctx)
 {
-    if (redis->phase != REDIS_UP || redis->closing) {
-        redis_args_release(args);
-        return redis->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
-    }
-    return redis_submit(redis, args, cb, ctx);
+    return redis_request_submit(redis, redis_request_new(-1, 0, args, NULL, cb, ctx));
 }
 
 int redis_eval(struct redis *redis, size_t script, size_t key_count, struct redis_args *head,
                struct redis_args *args, redis_cb cb, void *ctx)
 {
-    struct redis_request request = {
-        .head = *head, .cb = cb, .ctx = ctx, .script = (int)script, .key_count = key_count};
-    redis_args_init(head);
-    redis_args_init(&request.body);
-    if (args != NULL) {
-        request.body = *args;
-        redis_args_init(args);
-    }
-    ASSERT(script < redis->conf->script_count);
-    if (redis->phase != REDIS_UP || redis->closing) {
-        redis_args_release(&request.head);
-        redis_args_release(&request.body);
-        return redis->closing ? ERR_CLOSED : ERR_UNAVAILABLE;
-    }
-    return submit_request(redis, &request);
+    return redis_request_submit(redis,
+                                redis_request_new((int)script, key_count, head, args, cb, ctx));
 }
 
 /* Error replies. */
 
-static int status_of_error(struct span text)
+/* Says once, with what it means, what the server refuses; redirects are the business of nodes.c. */
+static void warn_refusal(struct redis *redis, const struct redis_refusal *refusal, struct span text)
 {
-    static const char *const for_now[] = {"LOADING",  "READONLY",   "OOM",         "MISCONF",
-                                          "BUSY",     "NOSCRIPT",   "CLUSTERDOWN", "NOAUTH",
-                                          "TRYAGAIN", "MASTERDOWN", "NOREPLICAS"};
-    for (size_t i = 0; i < sizeof(for_now) / sizeof(for_now[0]); i++) {
-        if (span_starts(text, span_of(for_now[i]))) {
-            return ERR_UNAVAILABLE;
-        }
+    if (redis->phase != REDIS_UP || refusal->advice == NULL) {
+        return;
     }
-    /* An error raised by redis.call inside a script may come with a prefix. */
-    if (span_search(text, SPAN_LIT("OOM command not allowed")) < text.len) {
-        return ERR_UNAVAILABLE;
-    }
-    return ERR_PROTO;
+    char line[200];
+    (void)snprintf(line, sizeof(line), "Redis refuses: %.*s. %s",
+                   (int)(text.len < 60 ? text.len : 60), text.data, refusal->advice);
+    redis_warn(redis, line);
 }
 
 /* Loads the script again and repeats the request behind it. True when the request was taken. */
@@ -398,30 +552,53 @@ static bool repeat_after_load(struct redis *redis, struct redis_request *request
     return send_request(redis, request) == 0;
 }
 
-/* A server that turned into a replica or is loading will not serve us: connect anew, which checks
- * its role. */
-static bool must_reconnect(struct span text)
+static bool taken_over(struct redis *redis, struct redis_request *request,
+                       const struct redis_refusal *refusal, struct span text)
 {
-    return span_starts(text, SPAN_LIT("READONLY")) || span_starts(text, SPAN_LIT("LOADING")) ||
-           span_starts(text, SPAN_LIT("NOAUTH"));
+    if (redis->ops->on_redirect == NULL || request->shard == REDIS_NO_SHARD || refusal == NULL ||
+        !refusal->redirect) {
+        return false;
+    }
+    size_t bytes = redis_request_bytes(request);
+    redis->waiting_bytes -= bytes;
+    if (redis->ops->on_redirect(redis->ctx, request, text)) {
+        return true;
+    }
+    redis->waiting_bytes += bytes;
+    return false;
 }
 
 static void take_reply(struct redis *redis, const struct redis_value *value)
 {
     struct redis_request *request = request_pop(redis);
+    const struct redis_refusal *refusal = NULL;
     int status = 0;
+    redis->heard_ms = loop_now_ms(redis->loop);
+    stall_over(redis);
+    if (redis->conf->answering != NULL) {
+        *redis->conf->answering = redis;
+    }
     if (value->type == REDIS_ERROR) {
-        status = status_of_error(value->text);
+        refusal = redis_refusal_find(value->text);
+        status = refusal != NULL ? ERR_UNAVAILABLE : ERR_PROTO;
         bool unknown_script = span_starts(value->text, SPAN_LIT("NOSCRIPT"));
         if (unknown_script && request->script >= 0 && !request->repeated &&
             repeat_after_load(redis, request)) {
             return;
         }
+        if (taken_over(redis, request, refusal, value->text)) {
+            return;
+        }
+        if (refusal != NULL) {
+            warn_refusal(redis, refusal, value->text);
+        }
     }
     if (request->cb != NULL) {
         request->cb(request->ctx, status, value);
     }
-    if (status == ERR_UNAVAILABLE && redis->phase == REDIS_UP && must_reconnect(value->text)) {
+    /* A server that turned into a replica or is loading will not serve us: connect anew, which
+     * checks its role. */
+    if (refusal != NULL && refusal->reconnect && redis->phase == REDIS_UP) {
         redis_drop(redis, "Redis answers: %.*s.", SPAN_FMT(value->text));
     }
     request_free(redis, request);
@@ -463,7 +640,7 @@ static size_t on_data(void *ctx, struct span bytes)
             redis_drop(redis, "A fail point lost an answer.");
         } else if (redis->first != NULL) {
             take_reply(redis, reply);
-        } else if (redis->conf->subscribe != NULL && redis->phase == REDIS_UP) {
+        } else if (listens(redis) && redis->phase == REDIS_UP) {
             take_push(redis, reply);
         } else {
             redis_drop(redis, "Redis sent an answer nobody asked for.");
@@ -508,7 +685,7 @@ static void finish_close(void *ctx)
 {
     struct redis *redis = ctx;
     loop_timer_stop(&redis->retry_timer);
-    loop_timer_stop(&redis->deadline_timer);
+    loop_timer_stop(&redis->watch_timer);
     void (*on_closed)(void *) = redis->on_closed;
     void *closed_ctx = redis->closed_ctx;
     arena_release(&redis->reply_arena);
@@ -520,6 +697,10 @@ static void on_open(void *ctx)
 {
     struct redis *redis = ctx;
     redis->phase = REDIS_SETUP;
+    redis->stalled_ms = 0;
+    redis->stall_told = false;
+    redis->short_replicas = false;
+    loop_timer_start(redis->loop, &redis->watch_timer, WATCH_TICK_MS, watch, redis);
     redis_setup_start(redis);
 }
 
@@ -527,6 +708,7 @@ void redis_ready(struct redis *redis)
 {
     redis->phase = REDIS_UP;
     redis->backoff_ms = BACKOFF_FIRST_MS;
+    redis->heard_ms = loop_now_ms(redis->loop);
     tell(redis, true, "");
 }
 
@@ -550,7 +732,7 @@ static void on_close(void *ctx, int status, const char *why)
     redis->stream = NULL;
     redis->dropping = false;
     redis->phase = REDIS_AWAY;
-    loop_timer_stop(&redis->deadline_timer);
+    loop_timer_stop(&redis->watch_timer);
     redisReaderFree(redis->reader);
     redis->reader = NULL;
     arena_release(&redis->reply_arena);
@@ -559,6 +741,9 @@ static void on_close(void *ctx, int status, const char *why)
     if (redis->closing) {
         finish_close(redis);
         return;
+    }
+    if (redis->ops->on_away != NULL) {
+        redis->ops->on_away(redis->ctx);
     }
     tell(redis, false, sentence);
     if (!redis->closing) {
@@ -576,11 +761,17 @@ static void connect_now(void *ctx)
 {
     struct redis *redis = ctx;
     const struct queue_conf *server = redis->conf->server;
+    bool is_local = redis->conf->host == NULL && server->socket_path != NULL;
     struct stream_target target = {
-        .host = server->socket_path != NULL ? server->socket_path : server->host,
-        .port = server->socket_path != NULL ? 0 : server->port,
-        .tls = server->socket_path != NULL ? NULL : server->tls,
-        .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+        .host = is_local                    ? server->socket_path
+                : redis->conf->host != NULL ? redis->conf->host
+                                            : server->host,
+        .port = is_local                    ? 0
+                : redis->conf->host != NULL ? redis->conf->port
+                                            : server->port,
+        .tls = is_local ? NULL : server->tls,
+        .connect_timeout_ms = redis->conf->connect_timeout_ms > 0 ? redis->conf->connect_timeout_ms
+                                                                  : CONNECT_TIMEOUT_MS,
     };
     struct stream_limits limits = {
         .high_water_bytes = (size_t)16 << 20,
@@ -592,6 +783,9 @@ static void connect_now(void *ctx)
         0) {
         redis->stream = NULL;
         redis->phase = REDIS_AWAY;
+        if (redis->ops->on_away != NULL) {
+            redis->ops->on_away(redis->ctx);
+        }
         tell(redis, false, "The address of Redis (queue.redis) cannot be used.");
         if (!redis->closing) {
             schedule_retry(redis);
@@ -650,6 +844,29 @@ void redis_close(struct redis *redis, void (*on_closed)(void *ctx), void *ctx)
 bool redis_is_up(const struct redis *redis)
 {
     return redis->phase == REDIS_UP && !redis->dropping && !redis->closing;
+}
+
+bool redis_is_prompt(const struct redis *redis)
+{
+    return redis_is_up(redis) && redis->stalled_ms == 0 && !redis->short_replicas;
+}
+
+void redis_again(struct redis *redis, const char *why)
+{
+    if (redis->closing) {
+        return;
+    }
+    redis->backoff_ms = BACKOFF_FIRST_MS;
+    if (redis->stream != NULL) {
+        redis_drop(redis, "%s", why);
+    } else {
+        loop_timer_start(redis->loop, &redis->retry_timer, 0, connect_now, redis);
+    }
+}
+
+const struct redis_facts *redis_facts(const struct redis *redis)
+{
+    return &redis->facts;
 }
 
 size_t redis_waiting_bytes(const struct redis *redis)

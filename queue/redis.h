@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 struct redis;
+struct redis_facts;
 
 /* One reply, or a part of one. Lent to the callback until it returns. */
 enum redis_type {
@@ -72,19 +73,46 @@ struct redis_script {
                        must not be refused */
 };
 
-struct redis_conf {
-    const struct queue_conf *server;
-    const struct redis_script *scripts;
-    size_t script_count;
-    const char
-        *subscribe; /* a channel: the connection then only listens, no command may be called */
+/* What a connection is for, which decides what is asked before it is up. */
+enum redis_kind {
+    REDIS_DATA,     /* commands and scripts: login, database, all checks */
+    REDIS_LISTENER, /* login and SUBSCRIBE; no command may be called */
+    REDIS_SENTINEL, /* the sentinels' login, the master's address, then +switch-master */
+    REDIS_GUIDE,    /* login alone: a node of a Cluster, asked for the slot map */
 };
 
+struct redis_conf {
+    const struct queue_conf *server;
+    enum redis_kind kind;
+    /* Where to, when not where `server` says. Read at each attempt: see on_away. */
+    const char *host;
+    uint16_t port;
+    int64_t connect_timeout_ms; /* 0: 5 s */
+    const struct redis_script *scripts;
+    size_t script_count;
+    const char *subscribe;    /* LISTENER: the channel */
+    struct redis **answering; /* NULL, or where to write which connection a callback runs for */
+};
+
+struct redis_request;
+
+/* All but on_state may be NULL. */
 struct redis_ops {
     /* Each change; when a connection cannot be made, each new reason. */
     void (*on_state)(void *ctx, bool up, const char *why);
-    /* A message on the subscribed channel. NULL without one. */
+    /* A message on the subscribed channel. */
     void (*on_message)(void *ctx, struct span payload);
+    /* SENTINEL: where the master is, as this sentinel sees it; before on_state says up. */
+    void (*on_master)(void *ctx, struct span host, uint16_t port);
+    /* A connection ended or could not be made; another attempt follows, to where host and port of
+     * the redis_conf say then. */
+    void (*on_away)(void *ctx);
+    /* The server answered MOVED, ASK, TRYAGAIN or CLUSTERDOWN. True: the request was taken over, to
+     * be sent again with redis_request_submit(). */
+    bool (*on_redirect)(void *ctx, struct redis_request *request, struct span text);
+    /* Something a person should read though the connection goes on: a sentence, said once and, when
+     * it goes on, every minute with how often it happened. */
+    void (*on_warning)(void *ctx, const char *text);
 };
 
 /* Starts connecting. `conf` and what it points to must outlive the connection. */
@@ -93,6 +121,12 @@ struct redis *redis_open(struct loop *loop, const struct redis_conf *conf,
 /* Takes no more commands, waits at most 5 s for answers, then calls `on_closed` and frees. */
 void redis_close(struct redis *redis, void (*on_closed)(void *ctx), void *ctx);
 bool redis_is_up(const struct redis *redis);
+/* Up, no command has waited longer than a second for its answer, and as many replicas are there as
+ * the durability needs: new messages may be promised. A connection that has nothing to wait for
+ * asks by PING, so a server that stopped answering is known within two seconds. */
+bool redis_is_prompt(const struct redis *redis);
+/* Ends the connection, if there is one, and makes the next attempt without back-off. */
+void redis_again(struct redis *redis, const char *why);
 /* Inside a redis_cb: the memory of the value it was given becomes the caller's, to be released by
  * him. */
 struct arena redis_take_reply(struct redis *redis);
@@ -105,9 +139,11 @@ size_t redis_waiting_count(const struct redis *redis);
 enum redis_wait {
     REDIS_WAIT_NONE,
     REDIS_WAIT_AOF,     /* WAITAOF 1 0: appendfsync is not `always`, Redis >= 7.2 */
-    REDIS_WAIT_REPLICA, /* WAIT 1 */
+    REDIS_WAIT_REPLICA, /* WAIT n */
 };
 enum redis_wait redis_wait_kind(const struct redis *redis);
+/* What the server said of itself when the connection was made (redis_facts.h). */
+const struct redis_facts *redis_facts(const struct redis *redis);
 
 typedef void (*redis_cb)(void *ctx, int status, const struct redis_value *value);
 

@@ -1,17 +1,13 @@
 /* What happens between "connected" and "up": greeting, checks of the server's settings, scripts.
  *
- * All commands are sent at once; the answers come in order, and the first one that will not do
- * drops the connection with a sentence. The last one, the SHA of the last script, makes the
- * connection ready. */
+ * The commands of each part are sent at once and answered in order; the first answer that will not
+ * do drops the connection with a sentence. What the server says of itself is judged when all of it
+ * is there (redis_facts.c), then the scripts are loaded. The last answer, the SHA of the last
+ * script, makes the connection ready. */
+#include "queue/redis_facts.h"
 #include "queue/redis_internal.h"
 
 #include <stdio.h>
-
-enum {
-    VERSION_NEEDED = 60200, /* ZMSCORE, LPOP with a count, COPY: 6.2 */
-    VERSION_FLAGS = 70000,
-    VERSION_WAITAOF = 70200,
-};
 
 static void send_words(struct redis *redis, const char *const *words, redis_cb cb)
 {
@@ -45,38 +41,16 @@ static bool refused(struct redis *redis, int status, const struct redis_value *v
 
 static void on_auth(void *ctx, int status, const struct redis_value *value)
 {
-    (void)refused(ctx, status, value, "the user or password of queue.redis");
+    const struct redis *redis = ctx;
+    (void)refused(ctx, status, value,
+                  redis->conf->kind == REDIS_SENTINEL
+                      ? "the user or password of the sentinels (queue.sentinel_user)"
+                      : "the user or password of queue.redis");
 }
 
 static void on_select(void *ctx, int status, const struct redis_value *value)
 {
     (void)refused(ctx, status, value, "the database number of queue.redis");
-}
-
-/* The value of `name` in the "name:value" lines of INFO; empty when it is not there. */
-static struct span info_value(struct span info, const char *name)
-{
-    while (info.len > 0) {
-        struct span line = span_trim(span_cut(&info, '\n'));
-        struct span key = span_cut(&line, ':');
-        if (span_eq(key, span_of(name))) {
-            return line;
-        }
-    }
-    return (struct span){0};
-}
-
-static int parse_version(struct span text)
-{
-    int version = 0;
-    for (int part = 0; part < 3; part++) {
-        uint64_t number = 0;
-        if (span_to_u64(span_cut(&text, '.'), 99, &number) != 0) {
-            number = 0;
-        }
-        version = version * 100 + (int)number;
-    }
-    return version;
 }
 
 /* Lua's first line as Redis 7 reads it; older servers know no flags and would refuse it. */
@@ -85,7 +59,7 @@ static const char allow_oom_line[] = "#!lua flags=allow-oom\n";
 int redis_load_script(struct redis *redis, size_t script, redis_cb cb, void *ctx)
 {
     const struct redis_script *row = &redis->conf->scripts[script];
-    size_t flags_len = row->allow_oom && redis->version >= VERSION_FLAGS
+    size_t flags_len = row->allow_oom && redis->facts.version >= REDIS_VERSION_FLAGS
                            ? sizeof(allow_oom_line) - 1
                            : 0;
     char *text = mem_alloc(flags_len + row->source.len + 1);
@@ -100,6 +74,13 @@ int redis_load_script(struct redis *redis, size_t script, redis_cb cb, void *ctx
     return redis_submit(redis, &load, cb, ctx);
 }
 
+static void become_ready(struct redis *redis)
+{
+    if (!redis->dropping && redis->phase == REDIS_SETUP) {
+        redis_ready(redis);
+    }
+}
+
 static void load_scripts(struct redis *redis)
 {
     for (size_t i = 0; i < redis->conf->script_count; i++) {
@@ -108,98 +89,61 @@ static void load_scripts(struct redis *redis)
             return;
         }
     }
+    if (redis->conf->script_count == 0) {
+        become_ready(redis);
+    }
 }
 
-static void on_info_server(void *ctx, int status, const struct redis_value *value)
+static void judge(struct redis *redis)
 {
-    struct redis *redis = ctx;
-    if (refused(redis, status, value, "INFO")) {
+    struct err err = {0};
+    char warning[300];
+    if (redis_facts_judge(&redis->facts, redis->conf->server, &redis->wait, warning, &err) != 0) {
+        redis_drop(redis, "%s", err.text);
         return;
     }
-    struct span text = info_value(value->text, "redis_version");
-    redis->version = parse_version(text);
-    if (redis->version < VERSION_NEEDED) {
-        redis_drop(redis, "Redis 6.2 or newer is needed, this server is %.*s.", SPAN_FMT(text));
-        return;
+    if (warning[0] != '\0') {
+        redis_warn(redis, warning);
     }
-    /* The version says how; their answers come behind those of the checks, which may drop the
-     * connection first. */
+    redis_replicas_seen(redis, redis->facts.replicas);
     load_scripts(redis);
 }
 
-static void on_info_replication(void *ctx, int status, const struct redis_value *value)
+static void on_info(void *ctx, int status, const struct redis_value *value)
 {
     struct redis *redis = ctx;
     if (refused(redis, status, value, "INFO")) {
         return;
     }
-    struct span role = info_value(value->text, "role");
-    if (!span_eq(role, SPAN_LIT("master"))) {
-        redis_drop(redis,
-                   "This Redis server is a replica (role:%.*s); queue.redis must name the master.",
-                   SPAN_FMT(role));
+    redis_facts_info(&redis->facts, value->text);
+    if (redis->conf->server->managed) {
+        /* Ours: its configuration file says what we need. */
+        load_scripts(redis);
     }
 }
 
-static void on_info_persistence(void *ctx, int status, const struct redis_value *value)
-{
-    struct redis *redis = ctx;
-    if (refused(redis, status, value, "INFO")) {
-        return;
-    }
-    redis->aof_on = span_eq(info_value(value->text, "aof_enabled"), SPAN_LIT("1"));
-    if (!redis->aof_on && redis->conf->server->durability == QUEUE_FSYNC) {
-        redis_drop(
-            redis,
-            "Redis keeps no append-only file, so queue.durability: fsync cannot be promised. "
-            "Say: CONFIG SET appendonly yes");
-    }
-}
-
-/* CONFIG may be forbidden (managed services, ACL): then what it would have told is believed. */
+/* CONFIG may be forbidden (managed services, ACL): then INFO has told the policy, and the rest is
+ * believed. */
 static void on_policy(void *ctx, int status, const struct redis_value *value)
 {
     struct redis *redis = ctx;
     struct span policy = redis_item(value, 1)->text;
-    if (status == 0 && policy.len > 0 && !span_eq(policy, SPAN_LIT("noeviction"))) {
-        redis_drop(redis,
-                   "Redis may throw accepted messages away (maxmemory-policy is %.*s). "
-                   "Say: CONFIG SET maxmemory-policy noeviction",
-                   SPAN_FMT(policy));
+    if (status == 0 && policy.len > 0) {
+        (void)snprintf(redis->facts.policy, sizeof(redis->facts.policy), "%.*s", SPAN_FMT(policy));
     }
 }
 
 static void on_fsync(void *ctx, int status, const struct redis_value *value)
 {
     struct redis *redis = ctx;
+    if (redis->dropping || status == ERR_TIMEOUT || status == ERR_CLOSED) {
+        return;
+    }
     struct span policy = redis_item(value, 1)->text;
-    bool always = status == 0 && span_eq(policy, SPAN_LIT("always"));
-    redis->wait = REDIS_WAIT_NONE;
-    switch (redis->conf->server->durability) {
-    case QUEUE_FSYNC:
-        if (!always && redis->version >= VERSION_WAITAOF) {
-            redis->wait = REDIS_WAIT_AOF;
-        } else if (status == 0 && !always) {
-            redis_drop(
-                redis,
-                "Redis answers before its append-only file is on disk (appendfsync is %.*s), which "
-                "queue.durability: fsync forbids. Say: CONFIG SET appendfsync always",
-                SPAN_FMT(policy));
-        }
-        break;
-    case QUEUE_REPLICATED:
-        redis->wait = REDIS_WAIT_REPLICA;
-        break;
-    case QUEUE_MEMORY:
-        break;
+    if (status == 0) {
+        (void)snprintf(redis->facts.fsync, sizeof(redis->facts.fsync), "%.*s", SPAN_FMT(policy));
     }
-}
-
-static void become_ready(struct redis *redis)
-{
-    if (!redis->dropping && redis->phase == REDIS_SETUP) {
-        redis_ready(redis);
-    }
+    judge(redis);
 }
 
 static void on_script(void *ctx, int status, const struct redis_value *value)
@@ -234,14 +178,35 @@ static void on_ping(void *ctx, int status, const struct redis_value *value)
     }
 }
 
-static void greet(struct redis *redis)
+static void on_master(void *ctx, int status, const struct redis_value *value)
+{
+    struct redis *redis = ctx;
+    if (refused(redis, status, value, "SENTINEL")) {
+        return;
+    }
+    struct span host = redis_item(value, 0)->text;
+    int64_t port = redis_integer(redis_item(value, 1));
+    if (host.len == 0 || port <= 0 || port > UINT16_MAX) {
+        redis_drop(redis, "The sentinel at %s:%u knows no master \"%s\" (queue.redis names it).",
+                   redis->conf->host, redis->conf->port, redis->conf->server->master_name);
+        return;
+    }
+    redis->ops->on_master(redis->ctx, host, (uint16_t)port);
+}
+
+static void greet(struct redis *redis, const char *user, const char *password)
+{
+    if (password != NULL && user != NULL) {
+        SEND(redis, on_auth, "AUTH", user, password);
+    } else if (password != NULL) {
+        SEND(redis, on_auth, "AUTH", password);
+    }
+}
+
+static void greet_server(struct redis *redis)
 {
     const struct queue_conf *server = redis->conf->server;
-    if (server->password != NULL && server->user != NULL) {
-        SEND(redis, on_auth, "AUTH", server->user, server->password);
-    } else if (server->password != NULL) {
-        SEND(redis, on_auth, "AUTH", server->password);
-    }
+    greet(redis, server->user, server->password);
     if (server->database != 0) {
         char number[16];
         (void)snprintf(number, sizeof(number), "%d", server->database);
@@ -251,31 +216,40 @@ static void greet(struct redis *redis)
 
 static void check(struct redis *redis)
 {
-    SEND(redis, on_info_server, "INFO", "server");
-    SEND(redis, on_info_replication, "INFO", "replication");
+    redis->facts = (struct redis_facts){.append_only = -1};
+    SEND(redis, on_info, "INFO");
     if (redis->conf->server->managed) {
-        /* Ours: its configuration file says what we need. Per-command histograms are of no use to
-         * anybody here and cost a few per cent; older servers do not know the option, which does no
-         * harm. */
+        /* Per-command histograms are of no use to anybody here and cost a few per cent; older
+         * servers do not know the option, which does no harm. */
         SEND(redis, NULL, "CONFIG", "SET", "latency-tracking", "no");
         return;
     }
-    SEND(redis, on_info_persistence, "INFO", "persistence");
     SEND(redis, on_policy, "CONFIG", "GET", "maxmemory-policy");
     SEND(redis, on_fsync, "CONFIG", "GET", "appendfsync");
 }
 
 void redis_setup_start(struct redis *redis)
 {
+    const struct queue_conf *server = redis->conf->server;
     redis->scripts_loaded = 0;
     redis->wait = REDIS_WAIT_NONE;
-    greet(redis);
-    if (redis->conf->subscribe != NULL) {
+    switch (redis->conf->kind) {
+    case REDIS_DATA:
+        greet_server(redis);
+        check(redis);
+        break;
+    case REDIS_LISTENER:
+        greet_server(redis);
         SEND(redis, on_subscribed, "SUBSCRIBE", redis->conf->subscribe);
-        return;
-    }
-    check(redis);
-    if (redis->conf->script_count == 0) {
+        break;
+    case REDIS_SENTINEL:
+        greet(redis, server->sentinel_user, server->sentinel_password);
+        SEND(redis, on_master, "SENTINEL", "get-master-addr-by-name", server->master_name);
+        SEND(redis, on_subscribed, "SUBSCRIBE", "+switch-master");
+        break;
+    case REDIS_GUIDE:
+        greet(redis, server->user, server->password);
         SEND(redis, on_ping, "PING");
+        break;
     }
 }

@@ -137,6 +137,8 @@ struct handle {
     int64_t swept_ended, swept_started, swept_expired, swept_removed, swept_orphan,
         swept_unreadable, swept_poison, swept_dead, swept_lost;
     char why[500];
+    char warning[400];
+    size_t warnings;
     bool closed;
 };
 
@@ -177,10 +179,19 @@ MAYBE_UNUSED static void handle_on_sweep(void *ctx, const char *what, int64_t co
     loop_stop(handle->rig->loop);
 }
 
+MAYBE_UNUSED static void handle_on_warning(void *ctx, const char *text)
+{
+    struct handle *handle = ctx;
+    handle->warnings++;
+    (void)snprintf(handle->warning, sizeof(handle->warning), "%s", text);
+    loop_stop(handle->rig->loop);
+}
+
 MAYBE_UNUSED static const struct queue_ops handle_ops = {
     .on_state = handle_on_state,
     .on_ready_hint = handle_on_hint,
     .on_sweep = handle_on_sweep,
+    .on_warning = handle_on_warning,
 };
 
 MAYBE_UNUSED static void rig_tick(void *ctx)

@@ -386,7 +386,9 @@ static void test_out_of_memory(void **state)
     assert_int_equal(claimed.count, 1);
     assert_int_equal(queue_start(handle.queue, claimed.leases[0]), 0);
     draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
-    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), ERR_UNAVAILABLE);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), ERR_FULL);
+    assert_non_null(strstr(handle.warning, "OOM"));
+    assert_non_null(strstr(handle.warning, "maxmemory"));
     lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
     assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
     assert_int_equal(CALL(&admin, "CONFIG", "SET", "maxmemory", "0").status, 0);

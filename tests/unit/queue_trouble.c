@@ -1,6 +1,5 @@
 /* The queue when things go wrong around it: leases that end behind their holder's back, bodies that
  * must not be mixed up, expiry through closed gates, scripts that Redis has forgotten. */
-#include "queue/redis.h"
 #include "tests/unit/queue_harness.h"
 
 static struct rig *rig_of(void **state)
@@ -224,63 +223,75 @@ static void test_no_start_of_a_lost_lease(void **state)
     handle_close(&handle);
 }
 
-static void on_redis_up(void *ctx, bool up, const char *why)
-{
-    (void)why;
-    struct outcome *outcome = ctx;
-    outcome->done += up ? 1 : 0;
-    loop_stop(outcome->rig->loop);
-}
-
-static void on_flushed(void *ctx, int status, const struct redis_value *value)
-{
-    (void)value;
-    struct outcome *outcome = ctx;
-    outcome->done++;
-    outcome->status = status;
-    loop_stop(outcome->rig->loop);
-}
-
-static void on_redis_closed(void *ctx)
-{
-    struct outcome *outcome = ctx;
-    outcome->done++;
-    loop_stop(outcome->rig->loop);
-}
-
-static void forget_scripts(struct rig *rig)
-{
-    static const struct redis_ops ops = {.on_state = on_redis_up};
-    struct redis_conf conf = {.server = &rig->conf};
-    struct outcome outcome = {.rig = rig};
-    struct redis *redis = redis_open(rig->loop, &conf, &ops, &outcome);
-    RIG_WAIT(rig, outcome.done == 1);
-    struct redis_args args;
-    redis_args_init(&args);
-    redis_args_text(&args, "SCRIPT");
-    redis_args_text(&args, "FLUSH");
-    assert_int_equal(redis_call(redis, &args, on_flushed, &outcome), 0);
-    RIG_WAIT(rig, outcome.done == 2);
-    assert_int_equal(outcome.status, 0);
-    redis_close(redis, on_redis_closed, &outcome);
-    RIG_WAIT(rig, outcome.done == 3);
-}
-
-/* The enqueue has to be repeated because the server forgot the script, and so runs behind the WAIT
- * that was to vouch for it: the WAIT's answer is not taken for the enqueue's. */
-static void test_forgotten_script_and_wait(void **state)
+/* Without the replicas that were asked for, nothing is taken, and nobody waits to hear that; what
+ * was taken before goes its way. */
+static void test_no_replica(void **state)
 {
     struct rig *rig = rig_of(state);
     struct handle handle;
     struct queue_conf conf = rig->conf;
     static struct draft draft;
+    static struct claimed claimed;
+    handle_open(rig, &handle, &conf);
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    handle_close(&handle);
     conf.durability = QUEUE_REPLICATED;
+    conf.replicas = 2;
     conf.managed = false;
     handle_open(rig, &handle, &conf);
-    forget_scripts(rig);
+    assert_false(queue_is_up(handle.queue));
+    assert_non_null(strstr(handle.warning, "Redis has 0 of the 2 replicas"));
     draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
-    /* No replica is there, so the WAIT takes its full time. */
-    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), ERR_TIMEOUT);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), ERR_UNAVAILABLE);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    assert_int_equal(claimed.count, 1);
+    lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
+    assert_int_equal(queue_start(handle.queue, claimed.leases[0]), 0);
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    handle_close(&handle);
+}
+
+/* Waits, in real time, until the handle says so. */
+static void wait_accepting(struct rig *rig, struct handle *handle, bool wanted)
+{
+    loop_timer_start(rig->loop, &rig->guard, 30000, rig_overdue, (void *)"accepting");
+    while (queue_is_up(handle->queue) != wanted) {
+        loop_run_once(rig->loop);
+        (void)usleep(1000);
+    }
+    loop_timer_stop(&rig->guard);
+}
+
+/* A server that is there and does not answer: new messages are put off about a second later, though
+ * nothing was being done; what was on its way gets its answer when the server goes on, and then new
+ * ones are taken again. The connection stays. */
+static void test_stalled_server(void **state)
+{
+    struct rig *rig = rig_of(state);
+    struct handle handle;
+    static struct draft draft;
+    handle_open(rig, &handle, &rig->conf);
+    assert_int_equal(kill(embedded_pid(rig->embedded), SIGSTOP), 0);
+    struct outcome outcome = {.rig = rig};
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(queue_enqueue(handle.queue, &draft.message, 0, NULL, on_enqueued, &outcome),
+                     0);
+    wait_accepting(rig, &handle, false);
+    assert_true(handle.up);
+    assert_int_equal(outcome.done, 0);
+    static struct draft second;
+    draft_fill(&second, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(queue_enqueue(handle.queue, &second.message, 0, NULL, on_enqueued, &outcome),
+                     ERR_UNAVAILABLE);
+    RIG_WAIT(rig, handle.warnings == 1);
+    assert_non_null(strstr(handle.warning, "not answered"));
+    assert_int_equal(kill(embedded_pid(rig->embedded), SIGCONT), 0);
+    RIG_WAIT(rig, outcome.done == 1);
+    assert_int_equal(outcome.status, 0);
+    wait_accepting(rig, &handle, true);
+    assert_int_equal(handle.state_changes, 1);
+    assert_int_equal(enqueue_wait(&handle, &second.message, 0, NULL, NULL), 0);
     handle_close(&handle);
 }
 
@@ -308,7 +319,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_expired_only, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_start_after_the_lease, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_start_of_a_lost_lease, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_forgotten_script_and_wait, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_no_replica, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_stalled_server, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
