@@ -226,142 +226,6 @@ static void convert_listeners(struct conf_loader *loader, const struct conf_node
 
 /* ---- Queue ---- */
 
-static const char *url_part(struct conf_loader *loader, struct span part)
-{
-    struct buf out;
-    buf_init_secret(&out, CONF_BYTES_MAX);
-    const char *text = NULL;
-    if (codec_percent_decode(part, false, &out) == ERR_OK &&
-        memchr(buf_span(&out).data, '\0', buf_len(&out)) == NULL) {
-        char *copy = conf_text(loader, buf_span(&out));
-        conf_secret_keep(loader, copy);
-        text = copy;
-    }
-    buf_release(&out);
-    return text;
-}
-
-/* Takes "user:password@" off the front of `*authority`. Errors: ERR_INVAL. */
-static int take_login(struct conf_loader *loader, struct span *authority, struct queue_conf *out)
-{
-    const char *at = authority->len > 0 ? memrchr(authority->data, '@', authority->len) : NULL;
-    if (at == NULL) {
-        return ERR_OK;
-    }
-    struct span password = span_make(authority->data, (size_t)(at - authority->data));
-    struct span user = span_cut(&password, ':');
-    size_t used = (size_t)(at - authority->data) + 1;
-    *authority = span_make(authority->data + used, authority->len - used);
-    out->user = user.len > 0 ? url_part(loader, user) : NULL;
-    out->password = password.len > 0 ? url_part(loader, password) : NULL;
-    bool is_bad = (user.len > 0 && out->user == NULL) ||
-                  (password.len > 0 && out->password == NULL);
-    return is_bad ? ERR_INVAL : ERR_OK;
-}
-
-/* "host", "host:port", "[v6]:port". Errors: ERR_INVAL. */
-static int split_port(struct span authority, struct span *out_host, uint64_t *out_port)
-{
-    struct span rest = authority;
-    if (span_starts(authority, SPAN_LIT("["))) {
-        size_t end = span_find(authority, ']');
-        if (end == authority.len) {
-            return ERR_INVAL;
-        }
-        *out_host = span_make(authority.data + 1, end - 1);
-        rest = span_make(authority.data + end + 1, authority.len - end - 1);
-    } else {
-        size_t colon = span_find(authority, ':');
-        *out_host = span_make(authority.data, colon);
-        rest = span_make(authority.data + colon, authority.len - colon);
-    }
-    if (out_host->len == 0 || (rest.len > 0 && rest.data[0] != ':')) {
-        return ERR_INVAL;
-    }
-    return rest.len > 0 ? span_to_u64(span_make(rest.data + 1, rest.len - 1), 65535, out_port)
-                        : ERR_OK;
-}
-
-/* "[user[:password]@]host[:port][/db]". Errors: ERR_INVAL. */
-static int parse_redis_url(struct conf_loader *loader, struct span rest, struct queue_conf *out)
-{
-    struct span authority = span_cut(&rest, '/');
-    struct span host = {.data = NULL, .len = 0};
-    uint64_t database = 0;
-    uint64_t port = 6379;
-    if ((rest.len > 0 && span_to_u64(rest, 1000, &database) != ERR_OK) ||
-        take_login(loader, &authority, out) != ERR_OK ||
-        split_port(authority, &host, &port) != ERR_OK) {
-        return ERR_INVAL;
-    }
-    out->host = conf_text(loader, host);
-    out->port = (uint16_t)port;
-    out->database = (int)database;
-    return ERR_OK;
-}
-
-/* False when the kind of server stays unknown. */
-static bool convert_redis(struct conf_loader *loader, const struct conf_node *node,
-                          struct conf_queue *out)
-{
-    struct span text = span_of(read_text(node, "redis"));
-    if (text.data == NULL) {
-        return false;
-    }
-    if (span_eq(text, SPAN_LIT("embedded"))) {
-        out->kind = CONF_QUEUE_EMBEDDED;
-        out->handle.managed = true;
-        return true;
-    }
-    out->kind = CONF_QUEUE_STANDALONE;
-    conf_secret_keep(loader, (char *)(uintptr_t)text.data);
-    if (span_starts(text, SPAN_LIT("sentinel://")) || span_starts(text, SPAN_LIT("cluster://"))) {
-        convert_mistake(loader, node, "queue", "redis",
-                        "embedded, redis://host:6379/0 or rediss://host:6379/0",
-                        text.data[0] == 's' ? "sentinel:// is not supported by this version"
-                                            : "cluster:// is not supported by this version");
-        return false;
-    }
-    out->use_tls = span_starts(text, SPAN_LIT("rediss://"));
-    size_t scheme = out->use_tls ? 9 : 8;
-    if ((!out->use_tls && !span_starts(text, SPAN_LIT("redis://"))) ||
-        parse_redis_url(loader, span_make(text.data + scheme, text.len - scheme), &out->handle) !=
-            ERR_OK) {
-        convert_mistake(loader, node, "queue", "redis",
-                        "embedded, redis://host:6379/0 or rediss://host:6379/0",
-                        "this is no address of a Redis server");
-        return false;
-    }
-    return true;
-}
-
-/* Options that say nothing for the kind of server that was chosen. */
-static void check_queue(struct conf_loader *loader, const struct conf_node *node,
-                        const struct conf_queue *queue)
-{
-    static const char *const external_only[] = {"user", "password", "ca_file"};
-    static const char *const embedded_only[] = {"data_dir", "redis_server"};
-    bool is_embedded = queue->kind == CONF_QUEUE_EMBEDDED;
-    const char *const *wrong = is_embedded ? external_only : embedded_only;
-    size_t count = is_embedded ? 3 : 2;
-    for (size_t i = 0; i < count; i++) {
-        const struct conf_node *given = node_child(node, wrong[i]);
-        if (given != NULL && given->origin != CONF_FROM_DEFAULT) {
-            convert_mistake(loader, node, "queue", wrong[i], "",
-                            conf_textf(loader, "%s has no meaning with %s Redis server", wrong[i],
-                                       is_embedded ? "the embedded" : "an external"));
-        }
-    }
-    if (queue->ca_file != NULL && !queue->use_tls && !is_embedded) {
-        convert_mistake(loader, node, "queue", "ca_file", "rediss://",
-                        "ca_file has no meaning without TLS");
-    }
-    if (is_embedded && queue->handle.durability == QUEUE_REPLICATED) {
-        convert_mistake(loader, node, "queue", "durability", "fsync or memory",
-                        "the embedded Redis server has no replicas");
-    }
-}
-
 /* The text of the key file, checked; it stays with the configuration and is wiped with it. */
 static const char *read_keys(struct conf_loader *loader, const struct conf_node *queue,
                              const char *path)
@@ -402,16 +266,23 @@ static void convert_queue(struct conf_loader *loader, const struct conf_node *ro
     if (node == NULL) {
         return;
     }
+    queue->use_tls = read_number_of(node, "tls") != 0;
     bool is_known = convert_redis(loader, node, queue);
     queue->data_dir = read_text(node, "data_dir");
     queue->server_program = read_text(node, "redis_server");
     queue->ca_file = read_text(node, "ca_file");
+    queue->cert_file = read_text(node, "cert_file");
+    queue->key_file = read_text(node, "key_file");
     const char *user = read_text(node, "user");
     const char *password = read_text(node, "password");
     queue->handle.user = user != NULL ? user : queue->handle.user;
     queue->handle.password = password != NULL ? password : queue->handle.password;
+    queue->handle.sentinel_user = read_text(node, "sentinel_user");
+    queue->handle.sentinel_password = read_text(node, "sentinel_password");
+    queue->handle.replicas = (uint32_t)read_number_of(node, "replicas");
     queue->handle.durability = (enum queue_durability)read_number_of(node, "durability");
     queue->handle.shards = (uint32_t)read_number_of(node, "shards");
+    queue->handle.shards = queue->handle.shards > 0 ? queue->handle.shards : 1;
     queue->handle.lease_ms = (int64_t)read_number_of(node, "lease");
     queue->handle.retention_ms = (int64_t)read_number_of(node, "retention");
     queue->handle.history_bytes = read_number_of(node, "history_bytes");
@@ -424,7 +295,7 @@ static void convert_queue(struct conf_loader *loader, const struct conf_node *ro
         queue->handle.encryption_keys = read_keys(loader, node, queue->encryption_key_file);
     }
     if (is_known) {
-        check_queue(loader, node, queue);
+        check_redis(loader, node, queue);
     }
 }
 
@@ -526,6 +397,18 @@ static void default_process(struct conf_loader *loader, struct conf_node *root)
     default_text(loader, threads, "delivery", node_text(threads, "ingress"));
 }
 
+/* A Cluster is there to spread load over; one shard would use one of its nodes. */
+static void default_queue(struct conf_loader *loader, struct conf_node *root)
+{
+    struct conf_node *queue = node_child(root, "queue");
+    if (queue == NULL || node_is_null(queue)) {
+        queue = queue != NULL ? queue : node_add_text(loader, root, "queue", "", CONF_FROM_DEFAULT);
+        queue->kind = CONF_NODE_MAP;
+    }
+    bool is_cluster = strncmp(node_text(queue, "redis"), "cluster://", 10) == 0;
+    default_text(loader, queue, "shards", is_cluster ? "16" : "1");
+}
+
 static void default_backend(struct conf_loader *loader, struct conf_node *node)
 {
     const char *type = node_text(node, "type");
@@ -572,6 +455,7 @@ static void default_backend(struct conf_loader *loader, struct conf_node *node)
 void convert_defaults(struct conf_loader *loader, struct conf_node *root)
 {
     default_process(loader, root);
+    default_queue(loader, root);
     const struct conf_node *listeners = node_child(root, "listeners");
     for (struct conf_node *at = listeners != NULL ? listeners->first : NULL; at != NULL;
          at = at->next) {

@@ -217,6 +217,14 @@ void convert_defaults(struct conf_loader *loader, struct conf_node *root);
 /* The second half of convert_tree: credentials, backends, routes, clients (conf_convert_mail.c). */
 void convert_mail(struct conf_loader *loader, struct conf_node *root, struct conf *conf);
 
+/* `queue.redis` (conf_convert_redis.c). False: a mistake was reported, or there is no value.
+ * out->use_tls may be set before. */
+bool convert_redis(struct conf_loader *loader, const struct conf_node *node,
+                   struct conf_queue *out);
+/* Options that say nothing for the kind of Redis that was chosen. */
+void check_redis(struct conf_loader *loader, const struct conf_node *node,
+                 const struct conf_queue *queue);
+
 /* What both halves read nodes with; a missing or bad node reads as 0, NULL, none. */
 struct conf_node *read_section(const struct conf_node *map, const char *key);
 uint64_t read_number_of(const struct conf_node *map, const char *key);

@@ -131,8 +131,16 @@ static void on_sweep(void *ctx, const char *what, int64_t count)
     events_sweep(dispatch->events, what, count);
 }
 
-static const struct queue_ops queue_callbacks = {
-    .on_state = on_queue_state, .on_ready_hint = on_ready_hint, .on_sweep = on_sweep};
+static void on_warning(void *ctx, const char *text)
+{
+    const struct dispatch *dispatch = ctx;
+    events_redis_warning(dispatch->events, text);
+}
+
+static const struct queue_ops queue_callbacks = {.on_state = on_queue_state,
+                                                 .on_ready_hint = on_ready_hint,
+                                                 .on_sweep = on_sweep,
+                                                 .on_warning = on_warning};
 
 void dispatch_free(struct dispatch **dispatch)
 {

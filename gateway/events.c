@@ -22,6 +22,8 @@ enum metric_row {
     ROW_BACKEND_HEALTHY,
     ROW_REDIS_UP,
     ROW_REDIS_CHANGES_TOTAL,
+    ROW_REDIS_WARNINGS_TOTAL,
+    ROW_QUEUE_DURABILITY,
     ROW_SWEEP_TOTAL,
     ROW_QUEUE_BATCHES,
     ROW_QUEUE_OLDEST_SECONDS,
@@ -114,6 +116,14 @@ static const struct metric_def metric_table[ROW_COUNT] = {
                                  .kind = METRIC_COUNTER,
                                  .help = "Times a connection to Redis came up or went down.",
                                  .labels = {"state"}},
+    [ROW_REDIS_WARNINGS_TOTAL] =
+        {.name = "heave_redis_warnings_total",
+         .kind = METRIC_COUNTER,
+         .help = "Log lines about a Redis that refuses commands, is slow or partly away."},
+    [ROW_QUEUE_DURABILITY] = {.name = "heave_queue_durability",
+                              .kind = METRIC_GAUGE,
+                              .help = "1 for the level of queue.durability that is promised.",
+                              .labels = {"level"}},
     [ROW_SWEEP_TOTAL] = {.name = "heave_sweep_total",
                          .kind = METRIC_COUNTER,
                          .help = "Batches the sweeper moved, by reason.",
@@ -324,6 +334,17 @@ void events_redis_refused(struct events *events, const char *why)
     (void)events;
     log_event(LOG_ERROR, "redis", LOG_TEXT("state", "down"),
               LOG_TEXT("why", why != NULL ? why : ""));
+}
+
+void events_redis_warning(struct events *events, const char *text)
+{
+    metric_add(series(events, ROW_REDIS_WARNINGS_TOTAL, NULL, NULL, NULL), 1);
+    log_event(LOG_WARN, "redis", LOG_TEXT("warning", text));
+}
+
+void events_durability(struct events *events, const char *level)
+{
+    metric_set(series(events, ROW_QUEUE_DURABILITY, level, NULL, NULL), 1);
 }
 
 void events_expect_redis(struct events *events, int handles)

@@ -94,6 +94,10 @@ void events_outcome(struct events *events, const struct event_outcome *outcome);
 void events_redis(struct events *events, bool up, const char *why);
 /* A connection is still down, for another reason: a log line alone. */
 void events_redis_refused(struct events *events, const char *why);
+/* Redis refuses something, or is slow: a sentence for the log while the connection goes on. */
+void events_redis_warning(struct events *events, const char *text);
+/* The level of queue.durability, for a metric. */
+void events_durability(struct events *events, const char *level);
 void events_sweep(struct events *events, const char *what, int64_t count);
 void events_health(struct events *events, const char *backend, const char *account,
                    const char *what, const char *text, const char *remedy);

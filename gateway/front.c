@@ -64,8 +64,16 @@ static void on_sweep(void *ctx, const char *what, int64_t count)
     events_sweep(front->conf.events, what, count);
 }
 
-static const struct queue_ops queue_callbacks = {
-    .on_state = on_queue_state, .on_ready_hint = on_ready_hint, .on_sweep = on_sweep};
+static void on_warning(void *ctx, const char *text)
+{
+    const struct front *front = ctx;
+    events_redis_warning(front->conf.events, text);
+}
+
+static const struct queue_ops queue_callbacks = {.on_state = on_queue_state,
+                                                 .on_ready_hint = on_ready_hint,
+                                                 .on_sweep = on_sweep,
+                                                 .on_warning = on_warning};
 
 /* Gates. */
 

@@ -406,9 +406,13 @@ static int open_redis(struct serve *serve, struct err *err)
 {
     const struct conf_queue *conf = &serve->conf->queue;
     serve->queue = conf->handle;
+    events_durability(serve->events, queue_durability_name(serve->queue.durability));
     if (conf->kind == CONF_QUEUE_STANDALONE) {
-        struct tls_client_conf tls = {
-            .ca_file = conf->ca_file, .min_version = TLS_1_2, .verify = true};
+        struct tls_client_conf tls = {.ca_file = conf->ca_file,
+                                      .cert_file = conf->cert_file,
+                                      .key_file = conf->key_file,
+                                      .min_version = TLS_1_2,
+                                      .verify = true};
         int status = conf->use_tls ? tls_client_new(&tls, &serve->redis_tls, err) : ERR_OK;
         serve->queue.tls = serve->redis_tls;
         return status;

@@ -25,6 +25,19 @@ enum {
     PAIRS_MAX = 1024,
 };
 
+const char *queue_durability_name(enum queue_durability durability)
+{
+    switch (durability) {
+    case QUEUE_FSYNC:
+        return "fsync";
+    case QUEUE_REPLICATED:
+        return "replicated";
+    case QUEUE_MEMORY:
+        return "memory";
+    }
+    UNREACHABLE();
+}
+
 void queue_tag(uint32_t shard, char out[QUEUE_TAG_MAX])
 {
     (void)snprintf(out, QUEUE_TAG_MAX, "{h%u}", shard % QUEUE_SHARDS_MAX);

@@ -32,6 +32,8 @@ enum queue_durability {
     QUEUE_REPLICATED,
     QUEUE_MEMORY,
 };
+/* "fsync", "replicated", "memory". */
+const char *queue_durability_name(enum queue_durability durability);
 
 /* How Redis is laid out. */
 enum queue_topology {

@@ -27,7 +27,7 @@ enum queue_script {
     SCRIPT_SWEEP,
     SCRIPT_TOTALS,
 };
-#define SCRIPT_COUNT 13
+#define SCRIPT_COUNT 14
 /* queue_scripts.c: by enum queue_script. */
 extern const struct redis_script queue_scripts[SCRIPT_COUNT];
 

@@ -604,13 +604,6 @@ static void take_reply(struct redis *redis, const struct redis_value *value)
     request_free(redis, request);
 }
 
-struct arena redis_take_reply(struct redis *redis)
-{
-    struct arena taken = redis->reply_arena;
-    arena_init(&redis->reply_arena, REPLY_MAX_BYTES);
-    return taken;
-}
-
 /* RESP2 pushes of a subscription: ["message", channel, payload]. */
 static void take_push(struct redis *redis, const struct redis_value *value)
 {

@@ -127,9 +127,6 @@ bool redis_is_up(const struct redis *redis);
 bool redis_is_prompt(const struct redis *redis);
 /* Ends the connection, if there is one, and makes the next attempt without back-off. */
 void redis_again(struct redis *redis, const char *why);
-/* Inside a redis_cb: the memory of the value it was given becomes the caller's, to be released by
- * him. */
-struct arena redis_take_reply(struct redis *redis);
 /* Bytes of commands that were not answered yet. */
 size_t redis_waiting_bytes(const struct redis *redis);
 size_t redis_waiting_count(const struct redis *redis);

@@ -8,7 +8,7 @@
 
 struct redisReader;
 
-#define REDIS_SCRIPTS_MAX 16
+#define REDIS_SCRIPTS_MAX 32
 #define REDIS_SHA_LEN 40
 #define REDIS_NO_SHARD UINT32_MAX
 #define REDIS_WARNINGS_MAX 8

@@ -12,19 +12,6 @@ void health_live(struct api_call *call)
     api_call_json(call, 200, NULL, 0, body);
 }
 
-static const char *durability_name(enum queue_durability durability)
-{
-    switch (durability) {
-    case QUEUE_FSYNC:
-        return "fsync";
-    case QUEUE_REPLICATED:
-        return "replicated";
-    case QUEUE_MEMORY:
-        return "memory";
-    }
-    UNREACHABLE();
-}
-
 void health_ready(struct api_call *call)
 {
     const struct api *api = call->api;
@@ -36,7 +23,7 @@ void health_ready(struct api_call *call)
     (void)json_object_set_new(body, "redis", json_string(redis_up ? "up" : "down"));
     (void)json_object_set_new(body, "draining", json_boolean(api->draining));
     (void)json_object_set_new(body, "durability",
-                              json_string(durability_name(api->conf.durability)));
+                              json_string(queue_durability_name(api->conf.durability)));
     if (!ready) {
         (void)json_object_set_new(
             body, "reason",

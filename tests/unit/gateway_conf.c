@@ -359,6 +359,38 @@ static void redis_addresses(void **state)
     load_good(rig, BASE "queue: {redis: \"redis://:only@h:1\"}\n");
     assert_null(rig->conf->queue.handle.user);
     assert_string_equal(rig->conf->queue.handle.password, "only");
+    load_good(rig, BASE "queue: {redis: \"unix://u:p@/run/redis.sock?db=2\"}\n");
+    q = &rig->conf->queue.handle;
+    assert_int_equal(q->topology, QUEUE_STANDALONE);
+    assert_string_equal(q->socket_path, "/run/redis.sock");
+    assert_int_equal(q->database, 2);
+    assert_string_equal(q->password, "p");
+    assert_int_equal(q->shards, 1);
+    load_good(rig, BASE "queue: {redis: \"sentinel://u:p@s1,[2001:db8::2],s3:26380/mymaster/4\", "
+                        "sentinel_password: s, tls: true, ca_file: tls.crt, cert_file: tls.crt, "
+                        "key_file: tls.key, durability: replicated, replicas: 2}\n");
+    q = &rig->conf->queue.handle;
+    assert_int_equal(q->topology, QUEUE_SENTINEL);
+    assert_int_equal(q->host_count, 3);
+    assert_string_equal(q->hosts[0].name, "s1");
+    assert_int_equal(q->hosts[0].port, 26379);
+    assert_string_equal(q->hosts[1].name, "2001:db8::2");
+    assert_int_equal(q->hosts[2].port, 26380);
+    assert_string_equal(q->master_name, "mymaster");
+    assert_string_equal(q->user, "u");
+    assert_string_equal(q->sentinel_password, "s");
+    assert_null(q->sentinel_user);
+    assert_int_equal(q->database, 4);
+    assert_int_equal(q->replicas, 2);
+    assert_true(rig->conf->queue.use_tls);
+    assert_non_null(rig->conf->queue.cert_file);
+    load_good(rig, BASE "queue: {redis: \"cluster://n1:7000,n2\"}\n");
+    q = &rig->conf->queue.handle;
+    assert_int_equal(q->topology, QUEUE_CLUSTER);
+    assert_int_equal(q->host_count, 2);
+    assert_int_equal(q->hosts[0].port, 7000);
+    assert_int_equal(q->hosts[1].port, 6379);
+    assert_int_equal(q->shards, 16);
     static const char *const bad[] = {"redis://", "redis://h:99999", "redis://h/x",
                                       "http://h", "redis://[::1",    "redis://[::1]x",
                                       "h:6379",   "redis://u:%zz@h"};
