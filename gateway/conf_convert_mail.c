@@ -420,6 +420,7 @@ static void check_twice(struct conf_loader *loader, const struct conf_node *node
 static void fill_client(struct conf_loader *loader, const struct conf_node *node,
                         struct policy_client_conf *out)
 {
+    const struct conf_node *dedup = read_section(node, "dedup");
     *out = (struct policy_client_conf){
         .name = read_text(node, "name"),
         .user = read_text(node, "user"),
@@ -429,6 +430,13 @@ static void fill_client(struct conf_loader *loader, const struct conf_node *node
         .may_choose_lane = read_number_of(node, "choose_lane") == 1,
         .recipients = (enum policy_recipients)read_number_of(node, "recipients"),
         .scopes = read_bits(node, "scopes"),
+        .dedup =
+            {
+                .mode = (enum policy_dedup_mode)read_number_of(dedup, "mode"),
+                .window_ms = (int64_t)read_number_of(dedup, "window"),
+                .limit = (uint32_t)read_number_of(dedup, "limit"),
+                .ignore_digits = read_number_of(dedup, "ignore_digits") == 1,
+            },
     };
     read_strings(loader, node, "networks", &out->networks, &out->network_count);
     read_strings(loader, node, "from", &out->from, &out->from_count);

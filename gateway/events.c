@@ -269,8 +269,10 @@ void events_message(struct events *events, const struct event_message *message)
                    (int64_t)message->recipients);
         metric_observe(events->accept_seconds, (double)message->accept_us / 1e6);
     }
+    bool known = strcmp(message->verdict, "replayed") == 0 ||
+                 strcmp(message->verdict, "deduplicated") == 0;
     char room[128];
-    log_event(accepted ? LOG_INFO : LOG_WARN, "message", LOG_SPAN("id", message->id),
+    log_event(accepted || known ? LOG_INFO : LOG_WARN, "message", LOG_SPAN("id", message->id),
               LOG_TEXT("verdict", message->verdict), LOG_TEXT("client", message->client),
               LOG_SPAN("lane", message->lane), LOG_TEXT("protocol", message->protocol),
               LOG_SPAN("from", log_address(message->reverse_path, room, sizeof room)),

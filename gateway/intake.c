@@ -4,6 +4,7 @@
 #include "gateway/base/codec.h"
 #include "gateway/base/failpoint.h"
 #include "gateway/base/tls.h"
+#include "gateway/intake_dedup.h"
 #include "queue/fields.h"
 
 #include <ctype.h>
@@ -13,7 +14,8 @@
  *  - ACCEPTED is said only from the queue's callback with status 0;
  *  - between the reservation of a key and the store the configuration may change: what was decided
  *    before is kept by copies, not by pointers into the snapshot;
- *  - a reserved key is given back at every end but two: stored, and perhaps stored. */
+ *  - a reserved key, and a reserved place in a window, are given back at every end but two: stored,
+ *    and perhaps stored. */
 
 #define TRACE_BYTES_MAX 2048 /* Received, Date, Message-ID, From added in front */
 #define SUBJECT_BYTES_MAX 200
@@ -23,6 +25,10 @@
 /* How long a key belongs to a gateway that has died: longer than an enqueue may take to be known.
  */
 #define KEY_HOLD_MS 60000
+/* The same for a place in a window; meanwhile repeats wait, asking again, and then go through. */
+#define WINDOW_HOLD_MS 15000
+#define WINDOW_ASK_MS 25
+#define WINDOW_ASKS_MAX 400
 #define SEND_AT_MAX_MS (366LL * 24 * 3600 * 1000)
 #define SCRATCH_KEEP_BYTES (512 * 1024)
 
@@ -42,6 +48,8 @@ struct header_facts {
     struct span subject;
     struct span lane;
     struct span idempotency_key;
+    struct span dedup_key;
+    struct span whole_subject;
     struct span send_at;
     struct span tags; /* each followed by a line feed */
     size_t received;
@@ -66,6 +74,12 @@ struct pending {
     bool reserved; /* the key is, or may be, ours to give back: nothing was stored under it */
     struct queue_idempotency idempotency; /* empty without a key */
     char owner[QUEUE_OWNER_MAX];
+    struct dedup_window window; /* limit 0: in none */
+    bool in_window;             /* a place in it is, or may be, ours to give back */
+    uint64_t suppressed;        /* repeats that this message is the first to tell of */
+    uint32_t window_asks;
+    struct loop_timer window_timer;
+    char window_key[DEDUP_KEY_MAX + 1];
     char key_hex[65];
     char fingerprint_hex[65];
     char id[MESSAGE_ID_MAX + 1];
@@ -80,6 +94,8 @@ const char *intake_verdict_name(enum intake_verdict verdict)
         return "accepted";
     case INTAKE_REPLAYED:
         return "replayed";
+    case INTAKE_DEDUPLICATED:
+        return "deduplicated";
     case INTAKE_CONFLICT:
         return "conflict";
     case INTAKE_RUNNING:
@@ -198,6 +214,9 @@ static void finish(void *ctx)
     if (pending->reserved) {
         queue_key_give_back(intake->queue, &pending->idempotency);
     }
+    if (pending->in_window) {
+        dedup_give_back(intake->queue, &pending->window);
+    }
     events_message(intake->events, &(struct event_message){
                                        .id = result->id,
                                        .protocol = submission->with,
@@ -304,6 +323,8 @@ static bool take_private_field(const struct field *field, struct arena *arena,
         facts->lane = value;
     } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Idempotency-Key"))) {
         facts->idempotency_key = value;
+    } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Dedup-Key"))) {
+        facts->dedup_key = value;
     } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Send-At"))) {
         facts->send_at = value;
     } else if (span_ieq(field->name, SPAN_LIT("X-Heave-Tag"))) {
@@ -330,6 +351,7 @@ static void read_header(struct span header, const struct policy_client *client, 
             facts->message_id = arena_dup(arena, span_trim(field.value));
         } else if (span_ieq(field.name, SPAN_LIT("Subject"))) {
             facts->subject = cut_subject(field.value, arena);
+            facts->whole_subject = field.value;
         }
     }
 }
@@ -361,6 +383,10 @@ static int write_added_fields(struct pending *pending, struct buf *out)
         SPAN_FMT(safe_helo(submission->helo)), submission->peer_address, hostname, submission->with,
         pending->id, tls != NULL ? "\r\n\t(" : "", tls != NULL ? tls : "", tls != NULL ? ")" : "",
         date);
+    if (status == ERR_OK && pending->suppressed > 0) {
+        status = buf_printf(out, "X-Heave-Suppressed: %llu\r\n",
+                            (unsigned long long)pending->suppressed);
+    }
     if (status == ERR_OK && !pending->facts.has_from && submission->reverse_path.len > 0) {
         status = buf_printf(out, "From: <%.*s>\r\n", SPAN_FMT(submission->reverse_path));
     }
@@ -453,6 +479,9 @@ static const char *decide_schedule(struct pending *pending)
     if (submission->idempotency_key.len > IDEMPOTENCY_KEY_MAX ||
         pending->facts.idempotency_key.len > IDEMPOTENCY_KEY_MAX) {
         return "The idempotency key is longer than 255 bytes.";
+    }
+    if (pending->facts.dedup_key.len > INTAKE_DEDUP_KEY_MAX) {
+        return "X-Heave-Dedup-Key is longer than 255 bytes.";
     }
     return NULL;
 }
@@ -598,6 +627,12 @@ static void on_enqueued(void *ctx, int status, const struct queue_enqueued *enqu
     /* Perhaps stored: who comes again must find the key reserved, or the answer. */
     bool in_doubt = status == ERR_TIMEOUT || status == ERR_CLOSED;
     pending->reserved = pending->reserved && status != ERR_OK && !in_doubt;
+    if (pending->in_window && status == ERR_OK && !enqueued->replayed) {
+        dedup_commit(pending->intake->queue, &pending->window, span_of(pending->id),
+                     pending->suppressed);
+        pending->in_window = false;
+    }
+    pending->in_window = pending->in_window && !in_doubt;
     if (status == ERR_OK && enqueued->replayed) {
         result->verdict = INTAKE_REPLAYED;
         result->id = enqueued->id;
@@ -768,6 +803,74 @@ static void store(struct pending *pending)
     }
 }
 
+static void ask_window(void *ctx);
+
+/* A repeat is accepted and not queued; its key, if it has one, is answered so from now on. */
+static void finish_repeat(struct pending *pending, const struct dedup_found *found)
+{
+    struct intake_result *result = &pending->result;
+    result->verdict = INTAKE_DEDUPLICATED;
+    result->id = found->id;
+    result->batches = 0;
+    if (pending->reserved) {
+        if (pending->submission->make_answer != NULL) {
+            pending->idempotency.answer = pending->submission->make_answer(pending->submission,
+                                                                           result);
+        }
+        queue_key_finish(pending->intake->queue, &pending->idempotency, result->id);
+        pending->reserved = false;
+    }
+    finish(pending);
+}
+
+static void on_window(void *ctx, int status, const struct dedup_found *found)
+{
+    struct pending *pending = ctx;
+    if (status != ERR_OK) {
+        pending->in_window = true; /* perhaps */
+        pending->result.verdict = INTAKE_UNAVAILABLE;
+        pending->result.detail = "The queue cannot be reached; try again later.";
+        finish(pending);
+        return;
+    }
+    switch (found->state) {
+    case DEDUP_PASS:
+        pending->in_window = true;
+        pending->suppressed = found->suppressed;
+        store(pending);
+        return;
+    case DEDUP_REPEAT:
+        finish_repeat(pending, found);
+        return;
+    case DEDUP_BUSY:
+        if (pending->window_asks++ < WINDOW_ASKS_MAX) {
+            loop_timer_start(pending->intake->loop, &pending->window_timer, WINDOW_ASK_MS,
+                             ask_window, pending);
+        } else {
+            store(pending); /* one mail too many rather than one too few */
+        }
+        return;
+    }
+}
+
+static void ask_window(void *ctx)
+{
+    struct pending *pending = ctx;
+    if (dedup_begin(pending->intake->queue, &pending->window, WINDOW_HOLD_MS, on_window, pending) !=
+        0) {
+        refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
+    }
+}
+
+static void dedup_or_store(struct pending *pending)
+{
+    if (pending->window.limit > 0) {
+        ask_window(pending);
+    } else {
+        store(pending);
+    }
+}
+
 static void on_key(void *ctx, int status, const struct queue_key_found *found)
 {
     struct pending *pending = ctx;
@@ -782,7 +885,7 @@ static void on_key(void *ctx, int status, const struct queue_key_found *found)
     switch (found->state) {
     case QUEUE_KEY_FRESH:
         pending->reserved = true;
-        store(pending);
+        dedup_or_store(pending);
         return;
     case QUEUE_KEY_REPLAY:
         result->verdict = INTAKE_REPLAYED;
@@ -801,17 +904,37 @@ static void on_key(void *ctx, int status, const struct queue_key_found *found)
     finish(pending);
 }
 
-/* A message with a key is stored when the key is reserved, others at once. */
+static void decide_window(struct pending *pending)
+{
+    const struct submission *submission = pending->submission;
+    struct intake_dedup message = {
+        .sender = submission->reverse_path,
+        .recipients = submission->recipients,
+        .recipient_count = submission->recipient_count,
+        .given_key = pending->facts.dedup_key,
+        .subject = pending->facts.whole_subject,
+    };
+    (void)intake_dedup_window(submission->client->conf, &message, pending->window_key,
+                              &pending->window); /* in none: its limit stays 0 */
+}
+
+/* A message with a key is stored when the key is reserved, others at once; in between it may turn
+ * out a repeat. */
 static void reserve_and_store(struct pending *pending)
 {
     struct intake *intake = pending->intake;
     decide_idempotency(pending);
-    if (pending->idempotency.key.len == 0) {
-        store(pending);
+    decide_window(pending);
+    bool keyed = pending->idempotency.key.len > 0;
+    if (keyed || pending->window.limit > 0) {
+        queue_key_owner(intake->queue, pending->owner);
+        pending->idempotency.owner = span_of(pending->owner);
+        pending->window.owner = span_of(pending->owner);
+    }
+    if (!keyed) {
+        dedup_or_store(pending);
         return;
     }
-    queue_key_owner(intake->queue, pending->owner);
-    pending->idempotency.owner = span_of(pending->owner);
     if (queue_key_begin(intake->queue, &pending->idempotency, KEY_HOLD_MS, on_key, pending) != 0) {
         refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
     }

@@ -33,9 +33,11 @@ struct intake_conf {
 
 enum intake_verdict {
     INTAKE_ACCEPTED,
-    INTAKE_REPLAYED,      /* idempotency key known: same answer again */
-    INTAKE_CONFLICT,      /* idempotency key with other content */
-    INTAKE_RUNNING,       /* idempotency key of a submission that is being taken: 451 4.3.0 / 409 */
+    INTAKE_REPLAYED,     /* idempotency key known: same answer again */
+    INTAKE_DEDUPLICATED, /* a repeat inside its client's window: accepted, not queued again; `id` is
+                            that of the last one that was */
+    INTAKE_CONFLICT,     /* idempotency key with other content */
+    INTAKE_RUNNING,      /* idempotency key of a submission that is being taken: 451 4.3.0 / 409 */
     INTAKE_SENDER_DENIED, /* client may not use this sender */
     INTAKE_NO_RECIPIENT,  /* none left that may be sent to */
     INTAKE_BAD_MESSAGE,   /* header broken beyond use, loop limit, bad X-Heave-* value */
@@ -55,7 +57,7 @@ struct intake_rejected {
 struct intake_result {
     enum intake_verdict verdict;
     const char *detail; /* a sentence for the peer; static or in the submission's arena */
-    struct span id;     /* message id when accepted or replayed */
+    struct span id;     /* message id when accepted, replayed or deduplicated */
     struct span answer; /* stored answer on replay; else empty */
     size_t accepted;    /* recipients after de-duplication */
     size_t batches;

@@ -21,6 +21,19 @@ enum policy_recipients {
     POLICY_RECIPIENTS_EXTERNAL,
 };
 
+enum policy_dedup_mode {
+    POLICY_DEDUP_OFF,
+    POLICY_DEDUP_SIMPLE,   /* one in a window */
+    POLICY_DEDUP_THROTTLE, /* `limit` in a window */
+};
+/* `clients.*.dedup`: what becomes of repeats, see gateway/intake_dedup.h. */
+struct policy_dedup_conf {
+    enum policy_dedup_mode mode;
+    int64_t window_ms;
+    uint32_t limit;
+    bool ignore_digits;
+};
+
 /* One row of `clients:`. Strings live as long as the policy. */
 struct policy_client_conf {
     const char *name;
@@ -35,6 +48,7 @@ struct policy_client_conf {
     bool may_choose_lane; /* X-Heave-Lane / "lane" honoured */
     enum policy_recipients recipients;
     uint32_t scopes; /* enum policy_scope */
+    struct policy_dedup_conf dedup;
 };
 enum policy_scope {
     POLICY_SCOPE_SEND = 1u << 0,

@@ -157,7 +157,7 @@ MUST_USE int queue_enqueue(struct queue *queue, const struct message *message, i
 /* A key is reserved while its submission is being taken, so that a second one with the same key
  * neither doubles the work nor is told something that may not come true:
  *
- *   (none) -- queue_key_begin --> reserved -- queue_enqueue --> known for 24 h
+ *   (none) -- queue_key_begin --> reserved -- queue_enqueue, queue_key_finish --> known for 24 h
  *      ^                             |
  *      +--- queue_key_give_back, or `hold_ms` without either (its owner died) ---+
  *
@@ -185,6 +185,9 @@ void queue_key_owner(struct queue *queue, char out[QUEUE_OWNER_MAX]);
  * (too long, no owner), ERR_CLOSED. */
 MUST_USE int queue_key_begin(struct queue *queue, const struct queue_idempotency *key,
                              int64_t hold_ms, queue_key_cb cb, void *ctx);
+/* Makes a reservation the final record though nothing is stored under it: its submission was a
+ * repeat of the message `id`. */
+void queue_key_finish(struct queue *queue, const struct queue_idempotency *key, struct span id);
 /* Frees a key that this owner reserved and under which nothing was stored. Not after an enqueue
  * whose outcome is unknown (ERR_TIMEOUT, ERR_CLOSED): what may have been stored must stay known. */
 void queue_key_give_back(struct queue *queue, const struct queue_idempotency *key);

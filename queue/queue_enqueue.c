@@ -21,7 +21,6 @@ enum {
     GROUP_WORTH_SENDING = 16, /* messages that do not wait for the answer to others */
     RECORD_BYTES_MAX = 1024 * 1024,
     RECORD_BYTES_USUAL = 1000, /* reserved at once */
-    IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000,
     WAIT_TIMEOUT_MS = 8000, /* below the connection's own deadline */
 };
 #define WAITING_MAX_BYTES ((size_t)128 << 20)
@@ -206,7 +205,7 @@ static bool write_group(struct enqueue_group *group)
     struct queue *queue = group->queue;
     size_t key_count = group->keys.count;
     redis_args_number(&group->keys, (int64_t)(queue->conf->max_bytes / queue->conf->shards));
-    redis_args_number(&group->keys, IDEMPOTENCY_TTL_MS);
+    redis_args_number(&group->keys, QUEUE_KEY_TTL_MS);
     redis_args_number(&group->keys, (int64_t)group->count);
     FAILPOINT("enqueue-before-write");
     int status = nodes_eval(queue->nodes, group->shard, SCRIPT_ENQUEUE, key_count, &group->keys,

@@ -14,6 +14,7 @@
 enum queue_script {
     SCRIPT_BODY,
     SCRIPT_CLAIM,
+    SCRIPT_DEDUP,
     SCRIPT_ENQUEUE,
     SCRIPT_GATE,
     SCRIPT_HEARTBEAT,
@@ -36,6 +37,7 @@ extern const struct redis_script queue_scripts[SCRIPT_COUNT];
 #define QUEUE_ENTRY_MAX 80
 #define QUEUE_LARGE_BODY QUEUE_BODY_COPIED /* above: pieces, instead of passing through scripts */
 #define QUEUE_TAG_MAX 8
+#define QUEUE_KEY_TTL_MS (24 * 3600 * 1000) /* how long idempotency keys are known */
 
 /* A (lane, backend) this connection has entered in the shard's set of pairs. */
 struct queue_pair {

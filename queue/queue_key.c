@@ -122,6 +122,22 @@ int queue_key_begin(struct queue *queue, const struct queue_idempotency *key, in
     return 0;
 }
 
+void queue_key_finish(struct queue *queue, const struct queue_idempotency *key, struct span id)
+{
+    if (queue->closing || !key_usable(key)) {
+        return;
+    }
+    struct redis_args args;
+    uint32_t shard = call_begin(queue, key, "finish", &args);
+    redis_args_add(&args, key->fingerprint);
+    redis_args_number(&args, QUEUE_KEY_TTL_MS);
+    redis_args_add(&args, id);
+    redis_args_add(&args, key->answer);
+    if (nodes_eval(queue->nodes, shard, SCRIPT_KEY, 2, &args, NULL, NULL, NULL) != 0) {
+        return; /* whoever comes again is a repeat again */
+    }
+}
+
 void queue_key_give_back(struct queue *queue, const struct queue_idempotency *key)
 {
     if (queue->closing || !key_usable(key)) {

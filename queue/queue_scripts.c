@@ -14,6 +14,7 @@
 const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_BODY] = SCRIPT(body, false),
     [SCRIPT_CLAIM] = SCRIPT(claim, true),
+    [SCRIPT_DEDUP] = SCRIPT(dedup, true),
     [SCRIPT_ENQUEUE] = SCRIPT(enqueue, false),
     [SCRIPT_GATE] = SCRIPT(gate, true),
     [SCRIPT_HEARTBEAT] = SCRIPT(heartbeat, true),

@@ -10,6 +10,8 @@
 #define DURATION_MAX_MS (INT64_C(30) * 24 * 3600 * 1000)
 #define SEND_AHEAD_MAX_MS (INT64_C(366) * 24 * 3600 * 1000)
 #define TAG_BYTES_MAX 64
+#define DEDUP_KEY_BYTES_MAX 255
+#define PRIVATE_FIELDS_MAX (MESSAGE_JSON_TAGS_MAX + 1)
 
 /* What the readers share. `failed` is memory; complaints are in `errors`. */
 struct reading {
@@ -22,6 +24,7 @@ struct reading {
     size_t from_count;
     size_t bcc_count;
     const json_t *tag_list;
+    struct span dedup_key;
     bool failed;
 };
 
@@ -509,7 +512,7 @@ static const char *header_objection(struct span name)
         return "This header field is set by its own member or by the gateway.";
     }
     if (span_istarts(name, SPAN_LIT("X-Heave-"))) {
-        return "Header fields X-Heave-* are the gateway's own; use lane, tags and send_at.";
+        return "Header fields X-Heave-* are the gateway's own; use lane, tags, send_at and dedup_key.";
     }
     return NULL;
 }
@@ -522,7 +525,7 @@ static void read_headers(struct reading *r, const char *pointer, const json_t *v
                     MESSAGE_JSON_HEADERS_MAX);
         return;
     }
-    struct mail_header *headers = keep_array(r, count + MESSAGE_JSON_TAGS_MAX, sizeof(*headers));
+    struct mail_header *headers = keep_array(r, count + PRIVATE_FIELDS_MAX, sizeof(*headers));
     if (headers == NULL) {
         return;
     }
@@ -584,6 +587,22 @@ static void read_tags(struct reading *r, const char *pointer, const json_t *valu
         }
     }
     r->tag_list = good ? value : NULL;
+}
+
+static void read_dedup_key(struct reading *r, const char *pointer, const json_t *value)
+{
+    struct span key = json_is_string(value) ? text_of(value) : SPAN_LIT("");
+    bool good = key.len > 0 && key.len <= DEDUP_KEY_BYTES_MAX;
+    for (size_t i = 0; i < key.len; i++) {
+        good = good && key.data[i] > 0x20 && key.data[i] < 0x7f;
+    }
+    if (!good) {
+        problem_add(r->errors, pointer,
+                    "This must be 1 to %d printable ASCII characters without spaces.",
+                    DEDUP_KEY_BYTES_MAX);
+        return;
+    }
+    r->dedup_key = key;
 }
 
 static void read_send_at(struct reading *r, const char *pointer, const json_t *value)
@@ -655,26 +674,36 @@ static const struct member members[] = {
     {"headers", read_headers},
     {"lane", read_lane},
     {"tags", read_tags},
+    {"dedup_key", read_dedup_key},
     {"send_at", read_send_at},
     {"expires_in", read_expires_in},
 };
 #define MEMBER_COUNT (sizeof(members) / sizeof(members[0]))
 
-/* Tags travel as header fields that intake keeps out of the message that is sent. */
-static void add_tags(struct reading *r)
+static void add_private_field(struct reading *r, struct span name, struct span value)
+{
+    struct mail_view *view = &r->out->view;
+    view->headers[view->header_count++] = (struct mail_header){.name = name,
+                                                               .value = keep(r, value)};
+}
+
+/* Tags and the key of repeats travel as header fields that intake keeps out of the message that is
+ * sent. */
+static void add_private_fields(struct reading *r)
 {
     size_t count = json_array_size(r->tag_list);
-    if (count == 0) {
+    if (count == 0 && r->dedup_key.len == 0) {
         return;
     }
     struct mail_view *view = &r->out->view;
     if (view->headers == NULL) {
-        view->headers = keep_array(r, MESSAGE_JSON_TAGS_MAX, sizeof(*view->headers));
+        view->headers = keep_array(r, PRIVATE_FIELDS_MAX, sizeof(*view->headers));
     }
     for (size_t i = 0; i < count && !r->failed; i++) {
-        view->headers[view->header_count++] = (struct mail_header){
-            .name = SPAN_LIT("X-Heave-Tag"),
-            .value = keep(r, text_of(json_array_get(r->tag_list, i)))};
+        add_private_field(r, SPAN_LIT("X-Heave-Tag"), text_of(json_array_get(r->tag_list, i)));
+    }
+    if (r->dedup_key.len > 0 && !r->failed) {
+        add_private_field(r, SPAN_LIT("X-Heave-Dedup-Key"), r->dedup_key);
     }
 }
 
@@ -751,7 +780,7 @@ int message_json_read(const json_t *root, size_t max_recipients, struct arena *a
         problem_add(errors, "/from", "The member \"from\" is missing.");
     }
     make_envelope(&r);
-    add_tags(&r);
+    add_private_fields(&r);
     if (r.failed) {
         return ERR_NOMEM;
     }

@@ -35,6 +35,9 @@ static json_t *accepted_body(const struct intake_result *result)
     }
     (void)json_object_set_new(body, "rejected", rejected);
     (void)json_object_set_new(body, "batches", json_integer((json_int_t)result->batches));
+    if (result->verdict == INTAKE_DEDUPLICATED) {
+        (void)json_object_set_new(body, "deduplicated", json_true());
+    }
     return body;
 }
 
@@ -134,7 +137,8 @@ static void messages_on_result(struct submission *submission, const struct intak
     if (!api_call_resume(call)) {
         return; /* the peer went; the message is accepted or not all the same */
     }
-    if (result->verdict == INTAKE_ACCEPTED || result->verdict == INTAKE_REPLAYED) {
+    if (result->verdict == INTAKE_ACCEPTED || result->verdict == INTAKE_REPLAYED ||
+        result->verdict == INTAKE_DEDUPLICATED) {
         answer_accepted(call, result, result->verdict == INTAKE_REPLAYED);
         return;
     }

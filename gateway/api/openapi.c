@@ -128,14 +128,17 @@ static const struct schema schemas[] = {
      "\"object\",\"maxProperties\":100,\"additionalProperties\":{\"type\":\"string\"},\"description\":\"Further header "
      "fields; not those with a member of their own, of MIME or of trace\"},\"lane\":{\"type\":\"string\"},\"tags\":{"
      "\"type\":\"array\",\"maxItems\":10,\"items\":{\"type\":\"string\",\"maxLength\":64},\"description\":\"Checked and "
-     "kept out of the message that is sent\"},\"send_at\":{\"type\":\"string\",\"format\":\"date-time\"},\"expires_in\":{"
+     "kept out of the message that is sent\"},\"dedup_key\":{\"type\":\"string\",\"maxLength\":255,\"description\":"
+     "\"What makes this message a repeat of another, in place of its subject, where the client has a dedup window\"},"
+     "\"send_at\":{\"type\":\"string\",\"format\":\"date-time\"},\"expires_in\":{"
      "\"oneOf\":[{\"type\":\"string\",\"pattern\":\"^[0-9]+[smhd]?$\"},{\"type\":\"integer\",\"minimum\":1}],"
      "\"description\":\"Duration, or seconds; at most 30 days\"}},\"additionalProperties\":false}"},
     {"Accepted",
      "{\"type\":\"object\",\"required\":[\"id\",\"accepted\",\"rejected\",\"batches\"],\"properties\":{\"id\":{"
      "\"type\":\"string\"},\"accepted\":{\"type\":\"integer\",\"description\":\"Distinct recipients\"},"
      "\"rejected\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{\"address\":{\"type\":"
-     "\"string\"},\"reason\":{\"type\":\"string\"}}}},\"batches\":{\"type\":\"integer\"}}}"},
+     "\"string\"},\"reason\":{\"type\":\"string\"}}}},\"batches\":{\"type\":\"integer\"},\"deduplicated\":{\"const\":true,\"description\":\"A repeat within "
+     "the client's window: not sent again; id is that of the last one that was\"}}}"},
     {"RecipientState",
      "{\"enum\":[\"queued\",\"delivered\",\"failed\",\"expired\",\"suppressed\",\"cancelled\","
      "\"unknown\"]}"},
