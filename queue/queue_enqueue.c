@@ -21,7 +21,7 @@ enum {
     GROUP_WORTH_SENDING = 16, /* messages that do not wait for the answer to others */
     RECORD_BYTES_MAX = 1024 * 1024,
     RECORD_BYTES_USUAL = 1000, /* reserved at once */
-    WAIT_TIMEOUT_MS = 8000, /* below the connection's own deadline */
+    WAIT_TIMEOUT_MS = 8000,    /* below the connection's own deadline */
 };
 #define WAITING_MAX_BYTES ((size_t)128 << 20)
 

@@ -27,8 +27,8 @@ enum queue_script {
     SCRIPT_START,
     SCRIPT_SWEEP,
     SCRIPT_TOTALS,
+    SCRIPT_COUNT,
 };
-#define SCRIPT_COUNT 14
 /* queue_scripts.c: by enum queue_script. */
 extern const struct redis_script queue_scripts[SCRIPT_COUNT];
 
