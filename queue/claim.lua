@@ -32,7 +32,9 @@ local function take(key, max, pair)
     return n, n == #got
 end
 
--- Each client with work gets an equal part, then goes to the end of the rotation.
+-- Each client with work gets an equal part, then goes to the end of the rotation. One whose part was cut because
+-- `max` ended stays in front and comes first next time, so that parts are equal over several claims; one cut by the
+-- budget goes to the end like the others, or large bodies would keep it in front for ever.
 local function rotate(pair, max)
     local rotation = tag .. ':c:' .. pair
     while max > 0 and budget > 0 do
@@ -46,9 +48,13 @@ local function rotate(pair, max)
             if max <= 0 or budget <= 0 then
                 break
             end
-            local n, empty = take(tag .. ':r:' .. pair .. '|' .. client, math.min(share, max), pair)
-            served = served + 1
+            local part = math.min(share, max)
+            local n, empty = take(tag .. ':r:' .. pair .. '|' .. client, part, pair)
             max = max - n
+            if n == part and part < share and not empty then
+                break
+            end
+            served = served + 1
             if not empty then
                 back[#back + 1] = client
             end

@@ -23,6 +23,7 @@ enum {
     SWEEP_LEASES_AFTER_MS = 5000,
     CLOSE_CLAIMS_MS = 4000,
     PAIRS_MAX = 1024,
+    IDS_PER_SHARD = 16,
 };
 
 const char *queue_durability_name(enum queue_durability durability)
@@ -94,9 +95,13 @@ void queue_message_id(struct queue *queue, const struct queue_idempotency *idemp
 {
     char ulid[CODEC_ULID_LEN + 1];
     codec_ulid(queue_wall_ms(queue), ulid);
-    /* The messages of one turn share a shard, and so one script call; the next turn's go to the
-     * next shard (queue_enqueue.c), which spreads them all the same. A shard whose server is away
-     * or slow is left out. */
+    /* A few messages of one turn share a shard, and so one script call; the next ones and the next
+     * turn's (queue_enqueue.c) go to the next shard. Who submits many at once must be found in all
+     * shards: a claim is fair inside a shard only. A shard whose server is away or slow is left
+     * out. */
+    if (queue->ids_given++ % IDS_PER_SHARD == IDS_PER_SHARD - 1) {
+        queue->id_shard++;
+    }
     uint32_t shard = queue->id_shard % queue->conf->shards;
     for (uint32_t i = 0; i < queue->conf->shards; i++) {
         uint32_t next = (queue->id_shard + i) % queue->conf->shards;

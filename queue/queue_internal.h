@@ -63,7 +63,8 @@ struct queue {
     char instance[17]; /* random, part of every claim token */
     uint64_t claim_count;
     uint64_t owner_count;
-    uint32_t id_shard;       /* of this turn's messages */
+    uint32_t id_shard; /* of the next messages */
+    uint32_t ids_given;
     uint32_t claim_shard;    /* where the next claim begins */
     struct keyring *keyring; /* or NULL */
     struct body_codec *codec;
