@@ -87,11 +87,12 @@ enum conf_queue_kind {
  * (embedded) and the tls context (made from ca_file when use_tls); copy it and fill these in. */
 struct conf_queue {
     enum conf_queue_kind kind;
-    const char *data_dir;       /* embedded: where the append-only file lives */
-    const char *server_program; /* embedded: NULL for redis-server from PATH */
-    bool use_tls;               /* rediss:// or tls: true */
-    const char *ca_file;        /* NULL: the system's roots */
-    const char *cert_file;      /* client certificate, or NULL */
+    const char *data_dir;        /* embedded: where the append-only file lives */
+    const char *server_program;  /* embedded: NULL for redis-server from PATH */
+    uint64_t disk_reserve_bytes; /* embedded: with less free, new messages are refused */
+    bool use_tls;                /* rediss:// or tls: true */
+    const char *ca_file;         /* NULL: the system's roots */
+    const char *cert_file;       /* client certificate, or NULL */
     const char *key_file;
     const char *encryption_key_file; /* NULL: bodies are stored in the clear */
     struct queue_conf handle;

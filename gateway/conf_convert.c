@@ -270,6 +270,7 @@ static void convert_queue(struct conf_loader *loader, const struct conf_node *ro
     bool is_known = convert_redis(loader, node, queue);
     queue->data_dir = read_text(node, "data_dir");
     queue->server_program = read_text(node, "redis_server");
+    queue->disk_reserve_bytes = read_number_of(node, "disk_reserve");
     queue->ca_file = read_text(node, "ca_file");
     queue->cert_file = read_text(node, "cert_file");
     queue->key_file = read_text(node, "key_file");

@@ -254,7 +254,7 @@ void check_redis(struct conf_loader *loader, const struct conf_node *node,
     static const char *const external_only[] = {
         "user",          "password",          "tls",      "ca_file", "cert_file", "key_file",
         "sentinel_user", "sentinel_password", "replicas", NULL};
-    static const char *const embedded_only[] = {"data_dir", "redis_server", NULL};
+    static const char *const embedded_only[] = {"data_dir", "redis_server", "disk_reserve", NULL};
     static const char *const sentinel_only[] = {"sentinel_user", "sentinel_password", NULL};
     static const char *const replicated_only[] = {"replicas", NULL};
     if (queue->kind == CONF_QUEUE_EMBEDDED) {

@@ -169,6 +169,13 @@ static const struct conf_option options[] = {
      .type = CONF_STRING,
      .fallback = "redis-server",
      .help = "Program of the embedded server, looked up in PATH."},
+    {.path = "queue.disk_reserve",
+     .type = CONF_SIZE,
+     .fallback = "256MiB",
+     .min = 0,
+     .max = INT64_C(1) << 50,
+     .help =
+         "New messages are put off (452, 503) while data_dir's disk has less free space than this."},
     {.path = "queue.user", .type = CONF_STRING, .help = "ACL user of an external Redis."},
     {.path = "queue.password", .type = CONF_SECRET, .help = "Password of an external Redis."},
     {.path = "queue.sentinel_user",

@@ -260,6 +260,11 @@ void front_set_draining(struct front *front)
     }
 }
 
+void front_set_disk_full(struct front *front, bool full)
+{
+    queue_refuse(front->queue, full);
+}
+
 /* Draining. */
 
 static void on_queue_closed(void *ctx)

@@ -47,5 +47,7 @@ void front_reconfigure(struct front *front, const struct front_conf *conf);
 void front_drain(struct front *front, int64_t timeout_ms, void (*on_drained)(void *ctx), void *ctx);
 /* /readyz says no from now on, all else goes on (the admin front, while the others drain). */
 void front_set_draining(struct front *front);
+/* New messages are put off (452, 503) from now on, or taken again; all else goes on. */
+void front_set_disk_full(struct front *front, bool full);
 
 #endif

@@ -792,7 +792,9 @@ static void store(struct pending *pending)
     if (intake->scratch.cap > SCRATCH_KEEP_BYTES) {
         buf_release(&intake->scratch);
     }
-    if (status == ERR_LIMIT || status == ERR_NOMEM) {
+    if (status == ERR_FULL) {
+        refuse(pending, INTAKE_FULL, "The queue's disk is full; try again later.");
+    } else if (status == ERR_LIMIT || status == ERR_NOMEM) {
         refuse(pending, INTAKE_FULL, "Too much mail is being stored at once; try again later.");
     } else if (status != ERR_OK) {
         refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");

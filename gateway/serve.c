@@ -399,8 +399,39 @@ static void on_embedded_down(void *ctx, const char *why)
     log_event(LOG_ERROR, "embedded", LOG_TEXT("state", "down"), LOG_TEXT("why", why));
 }
 
-static const struct embedded_ops embedded_callbacks = {.on_up = on_embedded_up,
-                                                       .on_down = on_embedded_down};
+struct disk_news {
+    struct worker *worker;
+    bool full;
+};
+
+static void apply_disk_news(void *ctx)
+{
+    struct disk_news *news = ctx;
+    if (news->worker->front != NULL) {
+        front_set_disk_full(news->worker->front, news->full);
+    }
+    mem_free(news);
+}
+
+static void on_embedded_disk(void *ctx, bool low, uint64_t free_bytes)
+{
+    struct serve *serve = ctx;
+    log_event(
+        low ? LOG_ERROR : LOG_INFO, "embedded",
+        LOG_TEXT("state", low ? "disk full" : "disk has room"),
+        LOG_INT("free_bytes", (int64_t)free_bytes),
+        LOG_TEXT("why", low ? "The disk under queue.data_dir has less than queue.disk_reserve "
+                              "left: new messages are refused, delivery goes on."
+                            : "New messages are taken again."));
+    for (size_t i = 0; i < serve->worker_count && !serve->draining; i++) {
+        struct disk_news *news = mem_zero(sizeof *news);
+        *news = (struct disk_news){.worker = &serve->workers[i], .full = low};
+        loop_post(serve->workers[i].loop, apply_disk_news, news);
+    }
+}
+
+static const struct embedded_ops embedded_callbacks = {
+    .on_up = on_embedded_up, .on_down = on_embedded_down, .on_disk = on_embedded_disk};
 
 static int open_redis(struct serve *serve, struct err *err)
 {
@@ -424,6 +455,7 @@ static int open_redis(struct serve *serve, struct err *err)
         .data_dir = conf->data_dir,
         .server_program = conf->server_program,
         .durability = serve->queue.durability,
+        .disk_reserve_bytes = conf->disk_reserve_bytes,
         .max_memory_bytes = serve->queue.max_bytes > 0 ? serve->queue.max_bytes * 2 + REDIS_HEADROOM
                                                        : 0,
     };

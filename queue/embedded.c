@@ -17,6 +17,7 @@
 #include "gateway/base/codec.h"
 #include "gateway/base/failpoint.h"
 #include "gateway/base/stream.h"
+#include "queue/embedded_words.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,6 +29,7 @@
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -39,6 +41,9 @@ enum {
     BACKOFF_MAX_MS = 5000,
     KILL_AFTER_MS = 10000,
     OUTPUT_KEPT = 2000,
+    STEADY_MS = 10000, /* up for so long: the next failure is a new one */
+    DISK_EVERY_MS = 500,
+    START_PART = 16, /* of the reserve: below it a server is not even started */
 };
 
 enum embedded_phase {
@@ -56,6 +61,11 @@ struct embedded {
     enum embedded_phase phase;
     enum queue_durability durability;
     uint64_t max_memory_bytes;
+    uint64_t disk_reserve_bytes;
+    bool disk_low;
+    bool told_waiting; /* that it waits for space to start */
+    struct loop_timer disk_timer;
+    int64_t up_ms;  /* loop time since when it is up */
     char *data_dir; /* absolute */
     char *socket_path;
     char *program; /* absolute */
@@ -259,6 +269,7 @@ static void free_when_closed(void *ctx)
     }
     loop_timer_stop(&embedded->timer);
     loop_timer_stop(&embedded->kill_timer);
+    loop_timer_stop(&embedded->disk_timer);
     (void)unlink(embedded->pid_path);
     (void)close(embedded->lock_fd);
     void (*on_stopped)(void *) = embedded->on_stopped;
@@ -319,34 +330,31 @@ static void on_output(uv_stream_t *stream, ssize_t count, const uv_buf_t *chunk)
     }
 }
 
-/* The last line of output that says something ("... # Fatal error ..."), for `why`. */
-static struct span last_words(const struct embedded *embedded)
+/* Free bytes of the disk under data_dir; 0 when the system does not say. */
+static uint64_t free_bytes(const struct embedded *embedded)
 {
-    struct span rest = span_make(embedded->kept, embedded->kept_len);
-    struct span words = {0};
-    while (rest.len > 0) {
-        struct span line = span_trim(span_cut(&rest, '\n'));
-        if (line.len > 0) {
-            words = line;
-        }
-    }
-    if (words.len > 250) {
-        words.len = 250;
-    }
-    return words;
+    struct statvfs disk;
+    return statvfs(embedded->data_dir, &disk) == 0 ? (uint64_t)disk.f_bavail * disk.f_frsize : 0;
 }
 
 static void describe_exit(const struct embedded *embedded, int status, char *out, size_t out_bytes)
 {
     char how[64];
+    char *split = join(embedded->data_dir, "appendonlydir");
     if (WIFSIGNALED(status)) {
         (void)snprintf(how, sizeof(how), "was killed by signal %d", WTERMSIG(status));
     } else {
         (void)snprintf(how, sizeof(how), "ended with code %d", WEXITSTATUS(status));
     }
-    struct span words = last_words(embedded);
-    (void)snprintf(out, out_bytes, "The embedded redis-server %s. Its last words: %.*s", how,
-                   SPAN_FMT(words));
+    struct embedded_end end = {
+        .output = span_make(embedded->kept, embedded->kept_len),
+        .how = how,
+        .data_dir = embedded->data_dir,
+        .free_bytes = free_bytes(embedded),
+        .split_files = access(split, F_OK) == 0,
+    };
+    embedded_explain(&end, out, out_bytes);
+    mem_free(split);
 }
 
 static void on_poll_closed(uv_handle_t *handle)
@@ -377,6 +385,7 @@ static void on_exit_event(uv_poll_t *poll, int poll_status, int events)
         return; /* not yet */
     }
     bool was_child = embedded->child;
+    bool was_up = embedded->phase == PHASE_UP;
     embedded->pid = 0;
     loop_timer_stop(&embedded->kill_timer);
     (void)uv_poll_stop(poll);
@@ -395,6 +404,9 @@ static void on_exit_event(uv_poll_t *poll, int poll_status, int events)
     }
     char why[500];
     describe_exit(embedded, status, why, sizeof(why));
+    if (was_up && loop_now_ms(embedded->loop) - embedded->up_ms > STEADY_MS) {
+        embedded->backoff_ms = BACKOFF_FIRST_MS;
+    }
     restart_later(embedded);
     embedded->ops->on_down(embedded->ctx, why);
 }
@@ -478,6 +490,46 @@ static int fork_child(struct embedded *embedded)
     return status != 0 ? status : watch_exit(embedded);
 }
 
+/* A server without room for its first write would end at once, after reading all its files. */
+static bool wait_for_space(struct embedded *embedded)
+{
+    uint64_t left = free_bytes(embedded);
+    if (embedded->disk_reserve_bytes == 0 || left >= embedded->disk_reserve_bytes / START_PART) {
+        embedded->told_waiting = false;
+        return false;
+    }
+    embedded->phase = PHASE_WAITING;
+    loop_timer_start(embedded->loop, &embedded->timer, DISK_EVERY_MS, start_child, embedded);
+    if (!embedded->told_waiting) {
+        char why[500];
+        embedded->told_waiting = true;
+        (void)snprintf(why, sizeof(why),
+                       "The disk is full: %s has %llu KiB left, too little to start the embedded "
+                       "redis-server. Nothing that was accepted is lost; free some space, the rest "
+                       "goes by itself.",
+                       embedded->data_dir, (unsigned long long)left / 1024);
+        embedded->ops->on_down(embedded->ctx, why);
+    }
+    return true;
+}
+
+/* Full before Redis notices: what waits can still be delivered and settled. Some space more than
+ * the reserve ends it, so that it does not come and go with each message. */
+static void watch_disk(void *ctx)
+{
+    struct embedded *embedded = ctx;
+    uint64_t left = free_bytes(embedded);
+    uint64_t reserve = embedded->disk_reserve_bytes;
+    bool low = left < (embedded->disk_low ? reserve + reserve / 8 : reserve);
+    if (low != embedded->disk_low) {
+        embedded->disk_low = low;
+        if (embedded->ops->on_disk != NULL) {
+            embedded->ops->on_disk(embedded->ctx, low, left);
+        }
+    }
+    loop_timer_start(embedded->loop, &embedded->disk_timer, DISK_EVERY_MS, watch_disk, embedded);
+}
+
 static void start_child(void *ctx)
 {
     struct embedded *embedded = ctx;
@@ -487,6 +539,9 @@ static void start_child(void *ctx)
         return;
     }
     FAILPOINT("embedded-starting");
+    if (wait_for_space(embedded)) {
+        return;
+    }
     embedded->phase = PHASE_STARTING;
     embedded->kept_len = 0;
     embedded->probe_ms = PROBE_FIRST_MS;
@@ -530,7 +585,7 @@ static size_t on_probe_data(void *ctx, struct span bytes)
     if (pong && embedded->phase == PHASE_STARTING) {
         loop_timer_stop(&embedded->timer);
         embedded->phase = PHASE_UP;
-        embedded->backoff_ms = BACKOFF_FIRST_MS;
+        embedded->up_ms = loop_now_ms(embedded->loop);
         embedded->ops->on_up(embedded->ctx);
     }
     return bytes.len;
@@ -654,6 +709,7 @@ int embedded_start(struct loop *loop, const struct embedded_conf *conf,
     embedded->ctx = ctx;
     embedded->durability = conf->durability;
     embedded->max_memory_bytes = conf->max_memory_bytes;
+    embedded->disk_reserve_bytes = conf->disk_reserve_bytes;
     embedded->backoff_ms = BACKOFF_FIRST_MS;
     embedded->lock_fd = -1;
     embedded->pidfd = -1;
@@ -678,6 +734,9 @@ int embedded_start(struct loop *loop, const struct embedded_conf *conf,
     } else {
         embedded->pid = 0;
         loop_timer_start(loop, &embedded->timer, 0, start_child, embedded);
+    }
+    if (embedded->disk_reserve_bytes > 0) {
+        loop_timer_start(loop, &embedded->disk_timer, 0, watch_disk, embedded);
     }
     *out = embedded;
     return 0;

@@ -7,7 +7,11 @@
  * other refusal to start is reported with the server's own words. When the gateway is killed, the
  * kernel sends the child SIGTERM (so embedded_start must be called on a thread that lives as long
  * as the process); the next gateway finds it by its pid file, waits until its files are written and
- * it is gone, and starts a new one on them. */
+ * it is gone, and starts a new one on them.
+ *
+ * With fsync durability Redis ends when it cannot write its file; on a full disk it is started
+ * again with back-off until there is space. What was answered is in the file, so nothing is lost.
+ */
 #ifndef HEAVE_QUEUE_EMBEDDED_H
 #define HEAVE_QUEUE_EMBEDDED_H
 
@@ -23,7 +27,9 @@ struct embedded_conf {
     const char *data_dir;       /* created with mode 0700 when missing */
     const char *server_program; /* NULL: "redis-server" from PATH */
     enum queue_durability durability;
-    uint64_t max_memory_bytes; /* 0: no limit given to Redis */
+    uint64_t max_memory_bytes;   /* 0: no limit given to Redis */
+    uint64_t disk_reserve_bytes; /* with less free space on_disk says low; with less than a
+                                    sixteenth of it no server is started. 0: not looked at */
 };
 
 struct embedded_ops {
@@ -31,6 +37,8 @@ struct embedded_ops {
     void (*on_up)(void *ctx);
     /* It died or does not start; it is tried again. `why` is a sentence with its last output. */
     void (*on_down)(void *ctx, const char *why);
+    /* The disk has less than the reserve left, or enough again. May be NULL. */
+    void (*on_disk)(void *ctx, bool low, uint64_t free_bytes);
 };
 
 /* The socket's path for queue_conf.socket_path: data_dir/redis.sock, owned by the caller

@@ -109,6 +109,9 @@ void queue_close(struct queue *queue, void (*on_closed)(void *ctx), void *ctx);
 /* Whether new messages are taken: some shard's server is up, answers within a second, and has the
  * replicas the durability needs. */
 bool queue_is_up(const struct queue *queue);
+/* Refuses new messages with ERR_FULL from now on, or takes them again; all else goes on. For a
+ * server whose disk is nearly full. */
+void queue_refuse(struct queue *queue, bool refuse);
 /* Wall time by the server's clock, milliseconds since 1970, carried on by the monotonic clock
  * between the server's answers: what expiries, due times and gates are compared and written with,
  * whatever this machine's own clock says. That one is returned while the server's is not known,
@@ -148,8 +151,8 @@ typedef void (*queue_enqueue_cb)(void *ctx, int status, const struct queue_enque
  * may the peer be told yes. `send_at_ms` > 0 (wall): the batches start DELAYED. Everything is
  * copied before return, except prefix and body when they are above QUEUE_BODY_COPIED together:
  * those are sent in pieces and must stay until the callback. Errors: ERR_UNAVAILABLE (no
- * connection), ERR_LIMIT (too much waiting to be written: 128 MiB), ERR_INVAL (no batch, a name, an
- * id that was not made for this key), ERR_CLOSED. */
+ * connection), ERR_LIMIT (too much waiting to be written: 128 MiB), ERR_FULL (queue_refuse()),
+ * ERR_INVAL (no batch, a name, an id that was not made for this key), ERR_CLOSED. */
 MUST_USE int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
                            const struct queue_idempotency *idempotency, queue_enqueue_cb cb,
                            void *ctx);

@@ -557,6 +557,11 @@ static int enqueue_small(struct queue *queue, uint32_t shard, const struct messa
     return 0;
 }
 
+void queue_refuse(struct queue *queue, bool refuse)
+{
+    queue->refusing = refuse;
+}
+
 int queue_enqueue(struct queue *queue, const struct message *message, int64_t send_at_ms,
                   const struct queue_idempotency *idempotency, queue_enqueue_cb cb, void *ctx)
 {
@@ -569,6 +574,9 @@ int queue_enqueue(struct queue *queue, const struct message *message, int64_t se
     bool is_up = nodes_is_up(queue->nodes, shard);
     if (is_up ? !nodes_is_prompt(queue->nodes, shard) : !nodes_takes(queue->nodes, shard)) {
         return ERR_UNAVAILABLE;
+    }
+    if (queue->refusing) {
+        return ERR_FULL;
     }
     size_t bytes = message_bytes(message);
     if (nodes_waiting_bytes(queue->nodes, shard) + queue->upload_bytes + bytes >

@@ -93,6 +93,7 @@ struct queue {
     struct loop_timer close_timer;
     struct queue_lease leases; /* sentinel of the ring of leases kept alive */
     size_t claims_running;
+    bool refusing; /* queue_refuse() */
     bool closing;
     bool redis_closing;
     void (*on_closed)(void *ctx);

@@ -2,6 +2,8 @@
  * order. */
 #include "tests/unit/queue_harness.h"
 
+#include "queue/embedded_words.h"
+
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -168,9 +170,40 @@ static void test_long_directory(void **state)
     rig_release(&rig);
 }
 
+/* What an operator has to do stands in the sentence. */
+static void test_words(void **state)
+{
+    (void)state;
+    char why[500];
+    struct embedded_end end = {
+        .output = SPAN_LIT(
+            "9:M 1 Nov 2026 14:51:25.185 # Short write while writing to the AOF file: "
+            "(nwritten=7, expected=9)\n9:M 1 Nov 2026 14:51:25.185 # Can't recover. "
+            "Exiting...\n"),
+        .how = "ended with code 1",
+        .data_dir = "/var/lib/heave",
+        .free_bytes = 2048,
+        .split_files = true,
+    };
+    embedded_explain(&end, why, sizeof(why));
+    assert_non_null(strstr(why, "The disk is full: /var/lib/heave has 2 KiB left"));
+    assert_non_null(strstr(why, "words: Can't recover. Exiting..."));
+    end.output = SPAN_LIT("9:M # Bad file format reading the append only file x: make a backup");
+    embedded_explain(&end, why, sizeof(why));
+    assert_non_null(
+        strstr(why, "redis-check-aof --fix appendonlydir/appendonly.aof.manifest\" in it"));
+    end.split_files = false;
+    embedded_explain(&end, why, sizeof(why));
+    assert_non_null(strstr(why, "redis-check-aof --fix appendonly.aof\""));
+    end.output = SPAN_LIT("first\n\nlast\n\n");
+    embedded_explain(&end, why, sizeof(why));
+    assert_string_equal(why, "The embedded redis-server ended with code 1. Its last words: last");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_words),
         cmocka_unit_test(test_start_restart_stop),
         cmocka_unit_test(test_one_gateway_a_directory),
         cmocka_unit_test(test_after_kill_of_the_gateway),
