@@ -13,7 +13,8 @@ enum {
     KIND_SEALED = 0x04,
     KIND_SEALED_ZSTD = 0x08,
     MAGIC = 0xf8, /* stands in no header and in no UTF-8 */
-    HEAD_BYTES = 6,
+    HEAD_BYTES = 8,
+    SIZE_AT = 4,
     SEALED_HEAD_MAX = HEAD_BYTES + 1 + KEYRING_ID_MAX,
     COMPRESS_FROM = 1024,
     KEEP_PART = 16, /* compressed only when it saves at least a sixteenth */
@@ -91,9 +92,10 @@ static struct seal *seal_of(struct body_codec *codec)
 }
 
 /* What the tag vouches for beside the bytes: the frame's head with the key's name, the message's
- * id, the piece's number. */
+ * id.
+ */
 struct aad {
-    char bytes[SEALED_HEAD_MAX + MESSAGE_ID_MAX + 4];
+    char bytes[SEALED_HEAD_MAX + MESSAGE_ID_MAX];
     size_t len;
 };
 
@@ -103,9 +105,6 @@ static struct aad aad_of(const struct body_piece *piece, struct span head)
     memcpy(aad.bytes, head.data, head.len);
     memcpy(aad.bytes + head.len, piece->id.data, piece->id.len);
     aad.len = head.len + piece->id.len;
-    for (size_t i = 0; i < 4; i++) {
-        aad.bytes[aad.len++] = (char)(piece->index >> (24 - 8 * i));
-    }
     return aad;
 }
 
@@ -158,14 +157,15 @@ static size_t squeeze(struct body_codec *codec, size_t body_bytes, struct span p
     return ZSTD_isError(made) != 0 ? 0 : made;
 }
 
-static size_t write_head(char *frame, unsigned char kind, size_t body_bytes)
+static void write_head(char *frame, unsigned char kind, const struct body_piece *piece)
 {
     frame[0] = (char)kind;
     frame[1] = (char)MAGIC;
+    frame[2] = (char)(piece->index >> 8);
+    frame[3] = (char)piece->index;
     for (size_t i = 0; i < 4; i++) {
-        frame[2 + i] = (char)(body_bytes >> (24 - 8 * i));
+        frame[SIZE_AT + i] = (char)(piece->body_bytes >> (24 - 8 * i));
     }
-    return HEAD_BYTES;
 }
 
 /* The payload stands in the frame behind head and nonce; it is sealed where it is. */
@@ -216,9 +216,9 @@ int body_encode(struct body_codec *codec, const struct body_piece *piece, struct
     }
     size_t len = (size_t)(payload - frame) + payload_len;
     if (key == NULL) {
-        (void)write_head(frame, squeezed ? KIND_ZSTD : KIND_RAW, piece->body_bytes);
+        write_head(frame, squeezed ? KIND_ZSTD : KIND_RAW, piece);
     } else {
-        (void)write_head(frame, squeezed ? KIND_SEALED_ZSTD : KIND_SEALED, piece->body_bytes);
+        write_head(frame, squeezed ? KIND_SEALED_ZSTD : KIND_SEALED, piece);
         frame[HEAD_BYTES] = (char)key_id.len;
         memcpy(frame + HEAD_BYTES + 1, key_id.data, key_id.len);
         status = close_frame(codec, piece, frame, head_len, key, payload_len);
@@ -266,13 +266,19 @@ int body_size(struct span stored, size_t *out_bytes)
     }
     size_t bytes = 0;
     for (size_t i = 0; i < 4; i++) {
-        bytes = bytes << 8 | (unsigned char)stored.data[2 + i];
+        bytes = bytes << 8 | (unsigned char)stored.data[SIZE_AT + i];
     }
     if (bytes > BODY_MAX_BYTES) {
         return ERR_INVAL;
     }
     *out_bytes = bytes;
     return 0;
+}
+
+/* The number of the piece that a frame is. */
+static uint32_t index_of(struct span stored)
+{
+    return (uint32_t)(unsigned char)stored.data[2] << 8 | (unsigned char)stored.data[3];
 }
 
 /* The name of the key; empty when the frame is not sealed or too short to say. */
@@ -349,6 +355,9 @@ int body_decode(struct body_codec *codec, const struct body_piece *piece, struct
         return ERR_INVAL;
     }
     bool bare = body_is_bare(stored);
+    if ((bare ? 0 : index_of(stored)) != piece->index) {
+        return ERR_INVAL;
+    }
     struct span payload = bare ? stored
                                : span_make(stored.data + HEAD_BYTES, stored.len - HEAD_BYTES);
     size_t out_len = bare ? stored.len : body_piece_bytes(piece);

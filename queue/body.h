@@ -3,7 +3,9 @@
  * A body of up to BODY_SMALL_BYTES is stored as one frame, a larger one as pieces: a frame for each
  * BODY_PIECE_BYTES of it, so that neither storing nor reading ever needs it twice in memory.
  *
- *     kind (1)  0xf8  size of the whole body (4, big-endian)  what the kind says
+ *     kind (1)  0xf8  number of the piece (2)  size of the whole body (4)  what the kind says
+ *
+ * Numbers are big-endian. By kind:
  *
  *     RAW         the bytes
  *     ZSTD        a zstd frame with checksum
@@ -12,8 +14,8 @@
  *
  * Any two kinds differ in two bits, so that no flipped bit makes one of another; and no kind is a
  * byte a header may begin with: what version 0.1 stored has no frame and is told by that. A sealed
- * frame's tag also covers the head, the message's id and the number of the piece: pieces cannot be
- * swapped, nor bodies between messages. Each message has a key of its own (base/seal.h).
+ * frame's tag also covers the head and the message's id: pieces cannot be swapped, nor bodies
+ * between messages. Each message has a key of its own (base/seal.h).
  *
  * Must not know: Redis, keys' files. Thread: one at a time for a codec. */
 #ifndef HEAVE_QUEUE_BODY_H

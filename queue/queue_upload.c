@@ -7,7 +7,12 @@
  * and the window beside it. The pieces and the script that makes them a message go over one
  * connection in this order, and the script counts them: whatever goes wrong on the way (a lost
  * connection, a slot that moved), there is a whole body or no message. A list nobody made a message
- * of ends by itself; RPUSHX never makes one without an expiry. */
+ * of ends by itself; RPUSHX never makes one without an expiry.
+ *
+ * Invariant: no piece is given to another connection while an earlier one may not have arrived. In
+ * a Cluster a moved shard's next piece would else overtake those that are sent after it; the body
+ * fails then, and so it does when an answer shows that a piece came to another place in the list.
+ */
 #include "queue/queue_internal.h"
 
 #include "gateway/base/failpoint.h"
@@ -32,6 +37,8 @@ struct queue_upload {
     size_t bytes;
     uint32_t next_piece, pieces;
     size_t unanswered; /* commands */
+    int64_t length;    /* of the list, as the last answer must have said */
+    const void *place; /* nodes_place() of what was sent; NULL: nothing, or it is parked */
     bool opened;
     bool failed;
 };
@@ -81,8 +88,9 @@ static void on_answer(void *ctx, int status, const struct redis_value *value)
 {
     struct queue_upload *upload = ctx;
     upload->unanswered--;
-    /* RPUSHX answers the list's length: 0 when there is none. */
-    if (status != 0 || redis_integer(value) == 0) {
+    upload->length++;
+    /* The list's length; 0 when there is none. */
+    if (status != 0 || redis_integer(value) != upload->length) {
         upload->failed = true;
     }
     step(upload);
@@ -144,6 +152,16 @@ static void send_piece(struct queue_upload *upload)
     }
 }
 
+/* Whether what is sent now cannot overtake what was sent before. */
+static bool in_place(struct queue_upload *upload)
+{
+    const void *place = nodes_place(upload->queue->nodes, upload->shard);
+    if (upload->place == NULL) {
+        upload->place = place; /* what was parked went there, in order */
+    }
+    return place == upload->place;
+}
+
 static bool may_send(const struct queue_upload *upload)
 {
     if (upload->failed || upload->next_piece == upload->pieces) {
@@ -158,6 +176,9 @@ static bool may_send(const struct queue_upload *upload)
 /* Goes on as far as the window lets it; may free the upload. */
 static void step(struct queue_upload *upload)
 {
+    if (upload->group != NULL && !in_place(upload)) {
+        upload->failed = true;
+    }
     if (upload->group != NULL && !upload->opened && !upload->failed) {
         send_open(upload);
     }

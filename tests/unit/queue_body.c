@@ -134,16 +134,16 @@ static void test_sizes(void **state)
                      0);
     assert_true(frame.len < 2000);
     assert_int_equal(body_encode(off, &piece, span_make(body, 8192), (struct span){0}, &frame), 0);
-    assert_int_equal(frame.len, 8192 + 6);
+    assert_int_equal(frame.len, 8192 + 8);
     piece.body_bytes = 1000;
     assert_int_equal(body_encode(codec, &piece, span_make(body, 1000), (struct span){0}, &frame),
                      0);
-    assert_int_equal(frame.len, 1000 + 6);
+    assert_int_equal(frame.len, 1000 + 8);
     fill_noise(body, 8192);
     piece.body_bytes = 8192;
     assert_int_equal(body_encode(codec, &piece, span_make(body, 8192), (struct span){0}, &frame),
                      0);
-    assert_int_equal(frame.len, 8192 + 6);
+    assert_int_equal(frame.len, 8192 + 8);
     body_codec_free(&codec);
     body_codec_free(&off);
     mem_free(body);
@@ -170,7 +170,11 @@ static void test_pieces(void **state)
     /* One in another's place, one of another message. */
     char *out = NULL;
     piece.index = 0;
+    assert_int_equal(decode(codec, &piece, frames[1], &out), ERR_INVAL);
+    mem_free(out);
+    ((char *)(uintptr_t)frames[1].data)[3] = 0;
     assert_int_equal(decode(codec, &piece, frames[1], &out), ERR_DENIED);
+    ((char *)(uintptr_t)frames[1].data)[3] = 1;
     mem_free(out);
     piece.index = 1;
     piece.id = SPAN_LIT("01JDABCDEFGHJKMNPQRSTVWXYZ-1");
@@ -281,8 +285,8 @@ static void test_bare(void **state)
     size_t bytes = 0;
     assert_int_equal(body_size((struct span){0}, &bytes), ERR_INVAL);
     assert_int_equal(body_size(SPAN_LIT("\x01"), &bytes), ERR_INVAL);
-    assert_int_equal(body_size(SPAN_LIT("\x03\xf8\0\0\0\1a"), &bytes), ERR_INVAL);
-    assert_int_equal(body_size(SPAN_LIT("\x01\xf8\xff\xff\xff\xff"
+    assert_int_equal(body_size(SPAN_LIT("\x03\xf8\0\0\0\0\0\1a"), &bytes), ERR_INVAL);
+    assert_int_equal(body_size(SPAN_LIT("\x01\xf8\0\0\xff\xff\xff\xff"
                                         "a"),
                                &bytes),
                      ERR_INVAL);
