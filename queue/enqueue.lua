@@ -5,8 +5,10 @@
 --   id, charge, expires_ms, stored message, body, recipients, 'owner|fingerprint', answer (both '' without a key),
 --   flags (1: there is a key; 2 * n: the body is large, its n list elements were sent before), number of batches; then per batch
 --   entry, pair, client, due_ms (0: ready), stored batch.
+-- At the end: how long a segment of the search index lives (ms), records for the index.
 -- Reply: per message 0 (stored), 1 (full), 2 (conflict), 3 (its large body did not arrive),
---   4 (its key is reserved by another owner) or {id, answer} (known key).
+--   4 (its key is reserved by another owner) or {id, answer} (known key);
+--   then, when the tail of the search index became a segment, its number.
 --
 -- Everything of the group is collected first and written with a few variadic calls: the price of a call
 -- is most of the price of a script.
@@ -155,6 +157,14 @@ for _, route in ipairs(ready_order) do
 end
 redis.call('HINCRBY', tag .. ':k', 'bytes', charged)
 redis.call('HINCRBY', tag .. ':k', 'r0', recipients)
+local records = ARGV[#ARGV]
+if #records > 0 and redis.call('APPEND', tag .. ':s:t', records) >= 400000 then
+    local number = redis.call('HINCRBY', tag .. ':k', 'segments', 1) - 1
+    local segment = tag .. ':s:' .. string.format('%d', number)
+    redis.call('RENAME', tag .. ':s:t', segment)
+    redis.call('PEXPIRE', segment, ARGV[#ARGV - 1])
+    replies[#replies + 1] = number
+end
 if woke then
     redis.call('PUBLISH', 'heave:ready', tag)
 end

@@ -278,18 +278,40 @@ void queue_gate_close(struct queue *queue, const char *gate, int64_t until_ms, c
 typedef void (*queue_show_cb)(void *ctx, int status, const struct message *message);
 MUST_USE int queue_show(struct queue *queue, struct span id, queue_show_cb cb, void *ctx);
 
-/* Messages in order of acceptance, newest first, from a cursor (empty: the newest). `next_cursor`
- * is empty at the end. Filters: any empty span matches all. */
+/* Pages of messages, newest first. An empty span, a 0 or a false matches everything; a message is
+ * given when all that is asked for is true of it. `backend`, `domain` and the states must be true
+ * of one batch and one recipient of it together.
+ *
+ * Which way is walked, and so what a page costs beyond its own messages, follows from the filter:
+ *   message_id, text or address: the search index. Each term of a message is in it (search.h), from
+ *     its acceptance until retention and four days later. Without unfinished_only also for sender,
+ *     domain and tag.
+ *   unfinished_only: the open messages, those that expire last first (within a lane: the newest).
+ *   else: all messages in order of acceptance.
+ * A call looks at a bounded number of messages; what does not match is passed over, so a page may
+ * be short or empty and still not the last: only an empty `next_cursor` says so. */
 struct queue_filter {
     struct span client;
     struct span lane;
     struct span backend;
+    struct span sender;     /* address in From or reverse-path; here and below without regard to */
+    struct span domain;     /* case; of a recipient */
+    struct span tag;        /* one of its tags */
+    struct span text;       /* any term, or the message's id */
+    struct span address;    /* a recipient, the sender, or "@domain" */
+    struct span message_id; /* Message-ID field, with or without <> */
+    uint32_t recipient_states; /* bit 1 << enum recipient_state; 0: any */
+    uint32_t batch_states;     /* bit 1 << enum batch_state; 0: any */
+    int64_t since_ms;          /* accepted at that wall time or later */
+    int64_t before_ms;         /* accepted before */
     bool unfinished_only;
     size_t limit; /* 1..500 */
+    /* Empty, or the `next_cursor` of the page before with the same filter. */
     struct span cursor;
 };
 typedef void (*queue_list_cb)(void *ctx, int status, const struct message *messages, size_t count,
                               struct span next_cursor);
+/* Errors: ERR_INVAL (limit, cursor, a filter that is too long), ERR_UNAVAILABLE, ERR_CLOSED. */
 MUST_USE int queue_list(struct queue *queue, const struct queue_filter *filter, queue_list_cb cb,
                         void *ctx);
 

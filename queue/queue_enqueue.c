@@ -9,6 +9,7 @@
  * before their answers), so a small new group waits for the answer and grows. A lone message never
  * waits; under load the number of script calls follows the number of fsyncs, not of messages. */
 #include "queue/queue_internal.h"
+#include "queue/search.h"
 
 #include "gateway/base/failpoint.h"
 #include "queue/body.h"
@@ -23,6 +24,7 @@ enum {
     RECORD_BYTES_USUAL = 1000, /* reserved at once */
     WAIT_TIMEOUT_MS = 8000,    /* below the connection's own deadline */
 };
+#define INDEX_MAX_BYTES ((size_t)64 << 20)
 #define WAITING_MAX_BYTES ((size_t)128 << 20)
 
 struct enqueue_waiter {
@@ -41,6 +43,7 @@ struct enqueue_group {
     uint32_t shard;
     struct redis_args keys; /* tag and idempotency keys */
     struct redis_args messages;
+    struct buf index; /* records for the search index */
     struct enqueue_waiter waiters[GROUP_MESSAGES_MAX];
     size_t count;
     bool waits;      /* a WAIT behind it is on its way and finishes it */
@@ -64,6 +67,7 @@ static struct enqueue_group *group_new(struct queue *queue, uint32_t shard)
     group->shard = shard;
     queue_call_begin(shard, &group->keys);
     redis_args_init(&group->messages);
+    buf_init(&group->index, INDEX_MAX_BYTES);
     return group;
 }
 
@@ -86,6 +90,7 @@ static void finish_group(struct enqueue_group *group)
     }
     redis_args_release(&group->keys);
     redis_args_release(&group->messages);
+    buf_release(&group->index);
     mem_free(group);
 }
 
@@ -145,6 +150,10 @@ static void on_stored(void *ctx, int status, const struct redis_value *value)
     } else {
         for (size_t i = 0; i < group->count; i++) {
             take_reply(&group->waiters[i], redis_item(value, i));
+        }
+        if (value->count > group->count) {
+            queue_segment_sort(group->queue, group->shard,
+                               redis_integer(redis_item(value, group->count)));
         }
     }
     if (group->wait_again && status == 0) {
@@ -207,6 +216,9 @@ static bool write_group(struct enqueue_group *group)
     redis_args_number(&group->keys, (int64_t)(queue->conf->max_bytes / queue->conf->shards));
     redis_args_number(&group->keys, QUEUE_KEY_TTL_MS);
     redis_args_number(&group->keys, (int64_t)group->count);
+    redis_args_number(&group->messages, queue->conf->retention_ms + QUEUE_INDEX_EXTRA_MS);
+    redis_args_add(&group->messages, buf_span(&group->index));
+    buf_release(&group->index);
     FAILPOINT("enqueue-before-write");
     int status = nodes_eval(queue->nodes, group->shard, SCRIPT_ENQUEUE, key_count, &group->keys,
                             &group->messages, on_stored, group);
@@ -467,6 +479,8 @@ static void add_message(struct enqueue_group *group, const struct message *messa
                                    message->batch_count);
     status = status != 0 ? status : queue_message_store(message, charge, &record);
     args->status = args->status != 0 ? args->status : status;
+    status = search_index(message, &group->index);
+    args->status = args->status != 0 ? args->status : status;
     redis_args_add(args, message->id);
     redis_args_number(args, (int64_t)charge);
     redis_args_number(args, message->expires_ms);
@@ -491,8 +505,10 @@ static void add_message(struct enqueue_group *group, const struct message *messa
 }
 
 /* Takes a message that could not be appended out of its group again. */
-static void undo_message(struct enqueue_group *group, size_t bytes_before, size_t args_before)
+static void undo_message(struct enqueue_group *group, size_t bytes_before, size_t args_before,
+                         size_t index_before)
 {
+    buf_truncate(&group->index, index_before);
     buf_truncate(&group->messages.bytes, bytes_before);
     group->messages.count = args_before;
     group->messages.status = 0;
@@ -538,11 +554,12 @@ static int enqueue_small(struct queue *queue, uint32_t shard, const struct messa
     struct enqueue_group *group = queue->groups[shard];
     size_t bytes_before = buf_len(&group->messages.bytes);
     size_t args_before = group->messages.count;
+    size_t index_before = buf_len(&group->index);
     struct redis_args *keys = &group->keys;
     add_message(group, message, due_ms, idempotency);
     if (group->messages.status != 0 || keys->status != 0) {
         int status = group->messages.status != 0 ? group->messages.status : keys->status;
-        undo_message(group, bytes_before, args_before);
+        undo_message(group, bytes_before, args_before, index_before);
         return refused(status);
     }
     add_waiter(group, message->id, cb, ctx);

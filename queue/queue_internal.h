@@ -16,6 +16,7 @@ enum queue_script {
     SCRIPT_CLAIM,
     SCRIPT_DEDUP,
     SCRIPT_ENQUEUE,
+    SCRIPT_FIND,
     SCRIPT_GATE,
     SCRIPT_HEARTBEAT,
     SCRIPT_KEY,
@@ -179,6 +180,26 @@ void queue_settle_fail(struct queue *queue, int status);
 void queue_settle_unreadable(struct queue *queue, uint32_t shard, struct span entry,
                              const char *token, struct span pair);
 void queue_heartbeat(struct queue *queue);
+
+/* queue_read.c */
+/* Asks for a message with its batches; the answer is for queue_view_read(). Errors: as nodes_eval.
+ */
+MUST_USE int queue_view_ask(struct queue *queue, struct span id, redis_cb cb, void *ctx);
+/* Spans of `out` point into the answer and `arena`. Errors: ERR_INVAL, ERR_UNSUPPORTED, ERR_LIMIT,
+ * ERR_NOMEM. */
+MUST_USE int queue_view_read(const struct redis_value *view, struct span id, struct arena *arena,
+                             struct message *out);
+/* The time in an id, as wall milliseconds; 0 when it is none of queue_message_id(). */
+int64_t queue_id_time_ms(struct span id);
+/* What ids made at `time_ms` or later are not below; "" when it is 0 or less. */
+void queue_id_floor(int64_t time_ms, char out[MESSAGE_ID_MAX + 1]);
+
+/* queue_find.c */
+/* Segments of the search index outlive the history by this: messages wait before they are finished,
+ * and the history begins then. */
+#define QUEUE_INDEX_EXTRA_MS ((int64_t)4 * 24 * 3600 * 1000)
+/* Groups the records of a segment by slot, so that finding need not read all of it. */
+void queue_segment_sort(struct queue *queue, uint32_t shard, int64_t number);
 
 /* queue_record.c: the text heads in front of the stored forms, which the scripts read. */
 struct batch_head {

@@ -16,6 +16,7 @@ const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_CLAIM] = SCRIPT(claim, true),
     [SCRIPT_DEDUP] = SCRIPT(dedup, true),
     [SCRIPT_ENQUEUE] = SCRIPT(enqueue, false),
+    [SCRIPT_FIND] = SCRIPT(find, true),
     [SCRIPT_GATE] = SCRIPT(gate, true),
     [SCRIPT_HEARTBEAT] = SCRIPT(heartbeat, true),
     [SCRIPT_KEY] = SCRIPT(key, true), /* a known key is answered though nothing new fits */
