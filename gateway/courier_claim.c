@@ -67,29 +67,51 @@ static bool probe(struct station *station)
     return stuck;
 }
 
-/* What to ask for: what the lanes can begin now and soon, and at times what has expired of those
- * that cannot begin anything. */
-static void plan_station(struct station *station, bool patient)
+/* What one station asks for: what its lanes can begin now and soon, and at times what has expired
+ * of those that cannot begin anything. */
+struct plan {
+    size_t wants[LANES_MAX];
+    bool probing;
+};
+
+static void plan_station(struct station *station, bool patient, struct plan *out)
 {
-    size_t wants[LANES_MAX] = {0};
+    *out = (struct plan){0};
     if (station->closing) {
         return;
     }
     size_t ahead = station->finished < AHEAD_MAX ? station->finished : AHEAD_MAX;
-    bool probing = loop_now_ms(station->courier->loop) >= station->probe_at_ms;
-    bool stuck = probing && probe(station);
+    out->probing = loop_now_ms(station->courier->loop) >= station->probe_at_ms;
+    bool stuck = out->probing && probe(station);
     station->finished = 0;
     if (station_is_open(station) && !stuck) {
-        lanes_plan(&station->lanes, backend_room(station->backend), ahead, patient, wants);
+        lanes_plan(&station->lanes, backend_room(station->backend), ahead, patient, out->wants);
     }
     for (size_t l = 0; l < station->lanes.count; l++) {
         /* Large bodies do not pile up, but never stand in the way of another lane. */
-        bool heavy = station->waiting_bytes >= AHEAD_MAX_BYTES &&
-                     station->channels[l].waiting.count > 0;
-        if (wants[l] > 0 && !heavy) {
-            add_want(station, l, wants[l], false);
-        } else if (probing) {
-            add_want(station, l, PROBE_BATCHES, true);
+        if (station->waiting_bytes >= AHEAD_MAX_BYTES && station->channels[l].waiting.count > 0) {
+            out->wants[l] = 0;
+        }
+    }
+}
+
+/* Lane by lane, all stations: what a claim may bring of bodies is spent on the first lanes first.
+ */
+static void plan_claim(struct courier *courier, bool patient)
+{
+    struct plan plans[COURIER_BACKENDS_MAX];
+    size_t stations = courier->conf->backend_count;
+    for (size_t i = 0; i < stations; i++) {
+        plan_station(&courier->stations[i], patient, &plans[i]);
+    }
+    courier->want_count = 0;
+    for (size_t l = 0; l < courier->conf->lane_count; l++) {
+        for (size_t i = 0; i < stations; i++) {
+            if (plans[i].wants[l] > 0) {
+                add_want(&courier->stations[i], l, plans[i].wants[l], false);
+            } else if (plans[i].probing) {
+                add_want(&courier->stations[i], l, PROBE_BATCHES, true);
+            }
         }
     }
 }
@@ -181,12 +203,8 @@ static void on_claimed(void *ctx, int status, struct queue_lease **leases, size_
 void courier_claim(struct courier *courier)
 {
     courier->again = false;
-    courier->want_count = 0;
     int64_t now_ms = loop_now_ms(courier->loop);
-    bool patient = now_ms - courier->claimed_ms >= PATIENCE_MS;
-    for (size_t i = 0; i < courier->conf->backend_count; i++) {
-        plan_station(&courier->stations[i], patient);
-    }
+    plan_claim(courier, now_ms - courier->claimed_ms >= PATIENCE_MS);
     if (courier->want_count == 0) {
         return;
     }
