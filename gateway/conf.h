@@ -16,6 +16,7 @@
 #define HEAVE_GATEWAY_CONF_H
 
 #include "backends/backend.h"
+#include "gateway/admission.h"
 #include "gateway/base/log.h"
 #include "gateway/base/tls.h"
 #include "gateway/intake.h"
@@ -159,6 +160,7 @@ struct conf {
     struct route_conf route; /* complete: accepted domains, rules, backends */
     const struct policy_client_conf *clients;
     size_t client_count;
+    struct admission_conf admission; /* complete */
     struct intake_conf intake; /* complete; max_message_bytes is the largest of the listeners */
     struct conf_private *private_part;
 };

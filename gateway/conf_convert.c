@@ -290,6 +290,9 @@ static void convert_queue(struct conf_loader *loader, const struct conf_node *ro
     queue->handle.dead_letters_ms = (int64_t)read_number_of(node, "dead_letters");
     queue->handle.dead_letter_bytes = read_number_of(node, "dead_letter_bytes");
     queue->handle.max_bytes = read_number_of(node, "max_bytes");
+    conf->admission.max_bytes = queue->handle.max_bytes;
+    conf->admission.max_messages = read_number_of(node, "max_messages");
+    conf->admission.max_memory_percent = (uint32_t)read_number_of(node, "max_memory");
     queue->handle.compression = read_number_of(node, "compression") == 1;
     queue->encryption_key_file = read_text(node, "encryption_key_file");
     if (queue->encryption_key_file != NULL) {
@@ -328,6 +331,8 @@ static void convert_lanes(struct conf_loader *loader, const struct conf_node *ro
     struct conf_lane *lanes = conf_room(loader, room, sizeof *lanes);
     const char **names = conf_room(loader, room, sizeof *names);
     int64_t *expires = conf_room(loader, room, sizeof *expires);
+    struct admission_lane *admitted = conf_room(loader, room, sizeof *admitted);
+    struct queue_lane_limit *limits = conf_room(loader, room, sizeof *limits);
     size_t count = 0;
     for (const struct conf_node *at = list != NULL ? list->first : NULL; at != NULL;
          at = at->next) {
@@ -335,11 +340,22 @@ static void convert_lanes(struct conf_loader *loader, const struct conf_node *ro
             convert_lane(loader, at, &lanes[count]);
             names[count] = lanes[count].name;
             expires[count] = lanes[count].expires_ms;
+            admitted[count] = (struct admission_lane){
+                .name = lanes[count].name,
+                .admit_percent = (uint32_t)read_number_of(at, "admit"),
+                .max_age_ms = (int64_t)read_number_of(at, "max_age"),
+            };
+            limits[count] = (struct queue_lane_limit){.lane = lanes[count].name,
+                                                      .percent = admitted[count].admit_percent};
             count++;
         }
     }
     conf->lanes = lanes;
     conf->lane_count = count;
+    conf->admission.lanes = admitted;
+    conf->admission.lane_count = count;
+    conf->queue.handle.lane_limits = limits;
+    conf->queue.handle.lane_limit_count = count;
     conf->intake.lane_names = names;
     conf->intake.lane_expires_ms = expires;
     conf->intake.lane_count = count;

@@ -32,6 +32,8 @@ enum metric_row {
     ROW_QUEUE_DEAD_LETTERS,
     ROW_QUEUE_DEAD_LETTER_BYTES,
     ROW_QUEUE_HISTORY_BYTES,
+    ROW_ADMISSION_OPEN,
+    ROW_ADMISSION_REFUSED_TOTAL,
     ROW_CONFIG_RELOADS_TOTAL,
     ROW_CONFIG_LAST_RELOAD_SUCCESSFUL,
     ROW_COUNT,
@@ -156,6 +158,16 @@ static const struct metric_def metric_table[ROW_COUNT] = {
         {.name = "heave_queue_history_bytes",
          .kind = METRIC_GAUGE,
          .help = "Bytes of the status of finished batches, as queue.history_bytes counts them."},
+    [ROW_ADMISSION_OPEN] = {.name = "heave_admission_open",
+                            .kind = METRIC_GAUGE,
+                            .help = "1 while new messages of the lane are accepted, 0 while they "
+                                    "are put off.",
+                            .labels = {"lane"}},
+    [ROW_ADMISSION_REFUSED_TOTAL] =
+        {.name = "heave_admission_refused_total",
+         .kind = METRIC_COUNTER,
+         .help = "Messages and peers put off because the queue is full, by lane and reason.",
+         .labels = {"lane", "reason"}},
     [ROW_CONFIG_RELOADS_TOTAL] = {.name = "heave_config_reloads_total",
                                   .kind = METRIC_COUNTER,
                                   .help = "Configuration reloads, by result.",
@@ -364,6 +376,25 @@ void events_sweep(struct events *events, const char *what, int64_t count)
 {
     metric_add(series(events, ROW_SWEEP_TOTAL, what, NULL, NULL), count);
     log_event(LOG_INFO, "sweep", LOG_TEXT("reason", what), LOG_INT("batches", count));
+}
+
+void events_admission_lane(struct events *events, const char *lane)
+{
+    metric_set(series(events, ROW_ADMISSION_OPEN, lane, NULL, NULL), 1);
+}
+
+void events_admission(struct events *events, const char *lane, bool open, const char *reason)
+{
+    metric_set(series(events, ROW_ADMISSION_OPEN, lane, NULL, NULL), open ? 1 : 0);
+    log_event(open ? LOG_INFO : LOG_WARN, "admission", LOG_TEXT("lane", lane),
+              LOG_TEXT("state", open ? "open" : "refused"), LOG_TEXT("reason", reason));
+}
+
+void events_admission_refused(struct events *events, struct span lane, const char *reason)
+{
+    struct label label;
+    metric_add(series(events, ROW_ADMISSION_REFUSED_TOTAL, label_of(lane, &label), reason, NULL),
+               1);
 }
 
 void events_health(struct events *events, const char *backend, const char *account,

@@ -108,6 +108,12 @@ void events_depth(struct events *events, struct span lane, struct span backend, 
 void events_queue_bytes(struct events *events, int64_t bytes, int64_t messages_open);
 void events_queue_ended(struct events *events, int64_t dead_letters, int64_t dead_bytes,
                         int64_t history_bytes);
+/* There is such a lane, and it is open. */
+void events_admission_lane(struct events *events, const char *lane);
+/* A lane is accepted now, or not and why ("bytes", ...); told at each change. */
+void events_admission(struct events *events, const char *lane, bool open, const char *reason);
+/* A message or a peer was put off because its lane is closed: counted. */
+void events_admission_refused(struct events *events, struct span lane, const char *reason);
 void events_config_reload(struct events *events, bool success);
 /* How many queue handles the process has: all of them must be up before it is ready. Set once,
  * before threads run. */

@@ -148,6 +148,7 @@ static void open_http(struct front *front, struct gate *gate)
         .intake = admin ? NULL : front->intake,
         .queue = front->queue,
         .events = front->conf.events,
+        .admission = front->conf.admission,
         .durability = front->conf.queue->durability,
         .allow_networks = listener->auth != CONF_AUTH_REQUIRED,
         .is_admin = admin,
@@ -215,6 +216,10 @@ int front_new(struct loop *loop, const struct front_conf *conf, struct front **o
     front->queue = queue_open(loop, conf->queue, &queue_callbacks, front);
     front->cache = policy_cache_new(loop);
     front->intake = intake_new(loop, front->queue, &conf->conf->intake, conf->events);
+    intake_set_admission(front->intake, conf->admission);
+    if (conf->admin) {
+        admission_watch(conf->admission, loop, front->queue);
+    }
     front->gates = mem_zero((conf->conf->listener_count + 1) * sizeof *front->gates);
     *out = front;
     for (size_t i = 0; i < conf->conf->listener_count; i++) {
@@ -326,6 +331,9 @@ static void wait_for_calls(void *ctx)
         } else {
             api_free(&gate->api);
         }
+    }
+    if (front->conf.admin) {
+        admission_unwatch(front->conf.admission);
     }
     intake_free(&front->intake);
     policy_cache_free(&front->cache);

@@ -26,6 +26,7 @@ struct front_conf {
     struct tls_context *http_tls; /* the same certificate, offering h2 */
     const struct queue_conf *queue;
     struct events *events;
+    struct admission *admission; /* watched by the admin front, read by all */
     atomic_size_t
         *connections; /* open SMTP connections of each listener, over all fronts: max_connections */
     bool admin;       /* take the admin listeners; otherwise the smtp and http ones */

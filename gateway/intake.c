@@ -37,6 +37,7 @@ struct intake {
     struct queue *queue;
     const struct intake_conf *conf;
     struct events *events;
+    const struct admission *admission; /* NULL: all lanes are open */
     size_t pending;
     struct buf scratch; /* the message as it will be stored; alive only inside intake_submit() */
 };
@@ -145,19 +146,38 @@ void intake_reconfigure(struct intake *intake, const struct intake_conf *conf)
     intake->scratch.max = conf->max_message_bytes + TRACE_BYTES_MAX;
 }
 
-enum intake_verdict intake_ready(const struct intake *intake)
+void intake_set_admission(struct intake *intake, const struct admission *admission)
 {
-    return queue_is_up(intake->queue) ? INTAKE_ACCEPTED : INTAKE_UNAVAILABLE;
-}
-
-size_t intake_pending(const struct intake *intake)
-{
-    return intake->pending;
+    intake->admission = admission;
 }
 
 static struct span client_lane(const struct policy_client *client)
 {
     return client->conf->lane != NULL ? span_of(client->conf->lane) : SPAN_LIT("normal");
+}
+
+enum intake_verdict intake_ready(struct intake *intake, const struct policy_client *client,
+                                 const char **out_why)
+{
+    if (!queue_is_up(intake->queue)) {
+        *out_why = "The queue is not available, try again later.";
+        return INTAKE_UNAVAILABLE;
+    }
+    bool any = client == NULL || client->conf->may_choose_lane;
+    enum admission_reason reason = any ? admission_of_all(intake->admission)
+                                       : admission_of(intake->admission, client_lane(client));
+    if (reason == ADMISSION_OPEN) {
+        return INTAKE_ACCEPTED;
+    }
+    events_admission_refused(intake->events, any ? SPAN_LIT("any") : client_lane(client),
+                             admission_reason_name(reason));
+    *out_why = admission_reason_text(reason);
+    return INTAKE_FULL;
+}
+
+size_t intake_pending(const struct intake *intake)
+{
+    return intake->pending;
 }
 
 /* Why this client may not send to the address; NULL when it may. */
@@ -516,6 +536,13 @@ static bool check_message(struct pending *pending)
         refuse(pending, INTAKE_BAD_MESSAGE, reason);
         return false;
     }
+    enum admission_reason closed = admission_of(pending->intake->admission, pending->lane);
+    if (closed != ADMISSION_OPEN) {
+        events_admission_refused(pending->intake->events, pending->lane,
+                                 admission_reason_name(closed));
+        refuse(pending, INTAKE_FULL, admission_reason_text(closed));
+        return false;
+    }
     pending->lane = arena_dup(&pending->submission->arena, pending->lane);
     if (pending->lane.data == NULL) {
         refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");
@@ -641,6 +668,8 @@ static void on_enqueued(void *ctx, int status, const struct queue_enqueued *enqu
         result->verdict = INTAKE_ACCEPTED;
         result->id = span_of(pending->id);
     } else if (status == ERR_FULL) {
+        /* The levels of a second ago said there was room. */
+        events_admission_refused(pending->intake->events, pending->lane, "limit");
         result->verdict = INTAKE_FULL;
         result->detail = "The queue is full; try again later.";
     } else if (status == ERR_CONFLICT) {

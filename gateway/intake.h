@@ -9,6 +9,7 @@
 #ifndef HEAVE_GATEWAY_INTAKE_H
 #define HEAVE_GATEWAY_INTAKE_H
 
+#include "gateway/admission.h"
 #include "gateway/base/buf.h"
 #include "gateway/base/loop.h"
 #include "gateway/events.h"
@@ -113,9 +114,16 @@ struct intake *intake_new(struct loop *loop, struct queue *queue, const struct i
 void intake_free(struct intake **intake);
 /* Submissions running keep the old snapshot. */
 void intake_reconfigure(struct intake *intake, const struct intake_conf *conf);
-/* Whether accepting makes sense now: Redis up. Cheap; asked at MAIL and at request heads, so that
- * peers are put off before they send a body. INTAKE_ACCEPTED or INTAKE_UNAVAILABLE. */
-enum intake_verdict intake_ready(const struct intake *intake);
+/* The lanes that are closed are refused from now on; NULL: none are. `admission` must outlive the
+ * intake. */
+void intake_set_admission(struct intake *intake, const struct admission *admission);
+/* Whether accepting from this client makes sense now: Redis is up, and the lane its messages go to
+ * is open (when it may choose, or for NULL, any lane). Cheap; asked at MAIL and at request heads,
+ * so that peers are put off before they send a body; each no is counted. INTAKE_ACCEPTED,
+ * INTAKE_UNAVAILABLE or INTAKE_FULL; `*out_why` is a static sentence for the peer when it is not
+ * ACCEPTED. */
+enum intake_verdict intake_ready(struct intake *intake, const struct policy_client *client,
+                                 const char **out_why);
 /* Whether this recipient can be accepted from this client, asked at RCPT: NULL yes, else a static
  * sentence. */
 const char *intake_recipient_check(const struct intake *intake, const struct policy_client *client,

@@ -47,6 +47,7 @@ struct serve {
     struct queue_conf queue;
     struct embedded *embedded;
     struct courier_pace pace;
+    struct admission *admission; /* by the limits the process started with */
     atomic_size_t connections[LISTENERS_MAX];
     struct front *admin;
     struct worker workers[THREADS_MAX];
@@ -146,6 +147,7 @@ static struct front_conf front_conf_of(struct serve *serve, bool admin)
         .http_tls = serve->http_tls,
         .queue = &serve->queue,
         .events = serve->events,
+        .admission = serve->admission,
         .connections = serve->connections,
         .admin = admin,
         .on_enqueued = wake_couriers,
@@ -552,6 +554,7 @@ static void finish(struct serve *serve)
     struct snapshot none = {0};
     snapshot_take(serve, &none);
     tls_context_unref(&serve->redis_tls);
+    admission_free(&serve->admission);
     events_free(&serve->events);
     mem_free(serve->socket_path);
     conf_unref(&serve->conf);
@@ -569,6 +572,7 @@ int serve_run(struct conf *conf, const char *file)
     log_configure(conf->log.level, conf->log.form, conf->log.full_addresses);
     serve->loop = loop_new("main");
     serve->events = events_new();
+    serve->admission = admission_new(&conf->admission, serve->events);
     watch_signals(serve);
     struct err err = {0};
     if (failpoint_setup(&err) != ERR_OK || start(serve, &err) != ERR_OK) {

@@ -146,6 +146,8 @@ static const struct policy_client *client_by_network(const struct smtp_session *
 /* Whether MAIL is allowed. True and nothing written, or false and the refusal. */
 static bool may_send(const struct smtp_session *s, struct smtp_reply *out)
 {
+    const char *why = NULL;
+    enum intake_verdict ready = INTAKE_ACCEPTED;
     if (s->client == NULL && s->settings->auth != SMTP_AUTH_OFF) {
         *out = reply_of(530, "5.7.0", "Authentication required");
     } else if (s->client == NULL) {
@@ -154,8 +156,10 @@ static bool may_send(const struct smtp_session *s, struct smtp_reply *out)
         *out = reply_of(550, "5.7.1", "This client may not send");
     } else if (!policy_sender_allowed(s->client, smtp_transaction(s->machine)->reverse_path)) {
         *out = reply_of(553, "5.7.1", "This client may not use this sender address");
-    } else if (intake_ready(s->server->intake) != INTAKE_ACCEPTED) {
-        *out = reply_of(451, "4.3.0", "The queue is not available, try again later");
+    } else if ((ready = intake_ready(s->server->intake, s->client, &why)) == INTAKE_FULL) {
+        *out = reply_of(452, "4.3.1", why);
+    } else if (ready != INTAKE_ACCEPTED) {
+        *out = reply_of(451, "4.3.0", why);
     } else {
         return true;
     }

@@ -1,9 +1,10 @@
 -- Stores a group of messages with all their batches; see queue/README.md for the keys.
 --
 -- KEYS: shard tag, then one idempotency key for each message that has one, in order.
--- ARGV: max_bytes (0: no limit), idempotency ttl ms, number of messages; then per message
+-- ARGV: max_bytes (0: no limit at all), idempotency ttl ms, number of messages; then per message
 --   id, charge, expires_ms, stored message, body, recipients, 'owner|fingerprint', answer (both '' without a key),
---   flags (1: there is a key; 2 * n: the body is large, its n list elements were sent before), number of batches; then per batch
+--   flags (1: there is a key; 2 * n: the body is large, its n list elements were sent before), number of batches,
+--   most bytes for its lane; then per batch
 --   entry, pair, client, due_ms (0: ready), stored batch.
 -- At the end: how long a segment of the search index lives (ms), records for the index.
 -- Reply: per message 0 (stored), 1 (full), 2 (conflict), 3 (its large body did not arrive),
@@ -77,7 +78,7 @@ for i = 1, tonumber(ARGV[3]) do
     if flags % 2 == 1 then
         reply, key, fingerprint = known()
     end
-    if not reply and max_bytes > 0 and used + charge > max_bytes then
+    if not reply and max_bytes > 0 and used + charge > tonumber(ARGV[at + 10]) then
         reply = 1
     end
     if flags >= 2 then
@@ -108,7 +109,7 @@ for i = 1, tonumber(ARGV[3]) do
             strings[n + 1], strings[n + 2] = tag .. ':o:' .. id, batches
             n = n + 2
         end
-        local b = at + 10
+        local b = at + 11
         for _ = 1, batches do
             local entry, due = ARGV[b], ARGV[b + 3]
             strings[n + 1], strings[n + 2] = tag .. ':q:' .. entry, ARGV[b + 4]
@@ -126,7 +127,7 @@ for i = 1, tonumber(ARGV[3]) do
         end
     end
     replies[i] = reply
-    at = at + 10 + 5 * batches
+    at = at + 11 + 5 * batches
 end
 if #unwanted > 0 then
     redis.call('UNLINK', unpack(unwanted))

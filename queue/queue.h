@@ -46,6 +46,12 @@ struct queue_host {
     uint16_t port;
 };
 
+/* A lane that is accepted up to a part of max_bytes only. */
+struct queue_lane_limit {
+    const char *lane;
+    uint32_t percent;
+};
+
 /* Where Redis is and how much it must promise. Plain values; strings live as long as the handle. */
 struct queue_conf {
     enum queue_topology topology;
@@ -71,6 +77,8 @@ struct queue_conf {
                                    for a replay; never longer than retention_ms */
     uint64_t dead_letter_bytes; /* and how many bytes of them; 0: no limit */
     uint64_t max_bytes;         /* admission: bytes of waiting bodies and records; 0: no limit */
+    const struct queue_lane_limit *lane_limits; /* lanes without: all of max_bytes */
+    size_t lane_limit_count;
     bool managed;     /* the server belongs to us (embedded): settings are not checked, only used */
     bool compression; /* of bodies above 1 KiB, where it saves something */
     const char *encryption_keys; /* bodies are sealed: text that keyring_parse() takes; or NULL */
@@ -335,5 +343,15 @@ struct queue_totals {
 };
 typedef void (*queue_totals_cb)(void *ctx, int status, const struct queue_totals *totals);
 MUST_USE int queue_totals(struct queue *queue, queue_totals_cb cb, void *ctx);
+
+/* What admission looks at: cheap at any depth. */
+struct queue_levels {
+    uint64_t bytes;           /* as max_bytes counts them: of the fullest shard, times the shards */
+    uint64_t messages;        /* open ones */
+    uint32_t memory_permille; /* of maxmemory, on the fullest server; 0 where there is none */
+};
+/* ERR_UNAVAILABLE (also while only a part of Redis is up). */
+typedef void (*queue_levels_cb)(void *ctx, int status, const struct queue_levels *levels);
+MUST_USE int queue_levels(struct queue *queue, queue_levels_cb cb, void *ctx);
 
 #endif

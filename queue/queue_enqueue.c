@@ -459,6 +459,18 @@ static void add_claim_to_key(struct redis_args *args, const struct queue_idempot
     redis_args_join(args, span_make(owner, (size_t)len), key->fingerprint);
 }
 
+/* Bytes that one shard takes of the lane's messages. */
+static int64_t lane_limit(const struct queue_conf *conf, struct span lane)
+{
+    uint64_t most = conf->max_bytes / conf->shards;
+    for (size_t i = 0; i < conf->lane_limit_count; i++) {
+        if (span_eq(span_of(conf->lane_limits[i].lane), lane)) {
+            return (int64_t)(most / 100 * conf->lane_limits[i].percent);
+        }
+    }
+    return (int64_t)most;
+}
+
 static void add_message(struct enqueue_group *group, const struct message *message, int64_t due_ms,
                         const struct queue_idempotency *idempotency)
 {
@@ -495,6 +507,7 @@ static void add_message(struct enqueue_group *group, const struct message *messa
     redis_args_add(args, keyed ? idempotency->answer : (struct span){0});
     redis_args_number(args, (keyed ? 1 : 0) + 2 * (int64_t)(pieces > 0 ? pieces + 1 : 0));
     redis_args_number(args, (int64_t)message->batch_count);
+    redis_args_number(args, lane_limit(group->queue->conf, message->lane));
     for (size_t i = 0; i < message->batch_count; i++) {
         add_batch(group->queue, group->shard, args, message, &message->batches[i], due_ms, &record);
     }

@@ -20,6 +20,7 @@ const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_GATE] = SCRIPT(gate, true),
     [SCRIPT_HEARTBEAT] = SCRIPT(heartbeat, true),
     [SCRIPT_KEY] = SCRIPT(key, true), /* a known key is answered though nothing new fits */
+    [SCRIPT_LEVELS] = SCRIPT(levels, true),
     [SCRIPT_LIMIT_TAKE] = SCRIPT(limit_take, true),
     [SCRIPT_LIST] = SCRIPT(list, true),
     [SCRIPT_ORPHANS] = SCRIPT(orphans, true),

@@ -24,6 +24,23 @@ static json_t *admin_depth(const struct queue_depth *depth, int64_t now_ms)
     return row;
 }
 
+json_t *admin_lanes_refused(const struct admission *admission)
+{
+    json_t *rows = json_array();
+    size_t count = admission != NULL ? admission_limits(admission)->lane_count : 0;
+    for (size_t i = 0; i < count; i++) {
+        const char *lane = admission_limits(admission)->lanes[i].name;
+        enum admission_reason reason = admission_of(admission, span_of(lane));
+        if (reason != ADMISSION_OPEN) {
+            json_t *row = json_object();
+            (void)json_object_set_new(row, "lane", json_string(lane));
+            (void)json_object_set_new(row, "reason", json_string(admission_reason_name(reason)));
+            (void)json_array_append_new(rows, row);
+        }
+    }
+    return rows;
+}
+
 static void admin_on_totals(void *ctx, int status, const struct queue_totals *totals)
 {
     struct api_call *call = ctx;
@@ -42,6 +59,8 @@ static void admin_on_totals(void *ctx, int status, const struct queue_totals *to
     }
     (void)json_object_set_new(body, "queues", rows);
     (void)json_object_set_new(body, "bytes", json_integer(totals->bytes));
+    (void)json_object_set_new(body, "lanes_refused",
+                              admin_lanes_refused(call->api->conf.admission));
     (void)json_object_set_new(body, "messages_open", json_integer(totals->messages_open));
     (void)json_object_set_new(body, "dead_letters", json_integer(totals->dead_messages));
     (void)json_object_set_new(body, "dead_letter_bytes", json_integer(totals->dead_bytes));

@@ -6,6 +6,8 @@
 
 /* Totals: batches by lane, backend and state, oldest age, bytes, recipients by state. */
 void admin_queue(struct api_call *call);
+/* [{lane, reason}] of the lanes whose new messages are put off. */
+json_t *admin_lanes_refused(const struct admission *admission);
 /* As GET /v1/messages, over all clients, with the further filter client. */
 void admin_messages(struct api_call *call);
 

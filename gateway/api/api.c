@@ -424,8 +424,19 @@ static bool call_refuse_early(struct api_call *call)
         api_refuse(call, 401, "This needs an API key, or user and password of a client.");
         return true;
     }
-    if (call->route->takes_message && intake_ready(call->api->conf.intake) != INTAKE_ACCEPTED) {
-        api_unavailable(call, "The queue cannot be reached; nothing was accepted.");
+    const char *why = NULL;
+    enum intake_verdict ready = call->route->takes_message
+                                    ? intake_ready(call->api->conf.intake, call->client, &why)
+                                    : INTAKE_ACCEPTED;
+    if (ready == INTAKE_FULL) {
+        api_problem(call, &(struct problem){.status = 503,
+                                            .name = "queue-full",
+                                            .detail = why,
+                                            .retry_after_s = API_FULL_RETRY_S});
+        return true;
+    }
+    if (ready != INTAKE_ACCEPTED) {
+        api_unavailable(call, why);
         return true;
     }
     return false;

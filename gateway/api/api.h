@@ -53,9 +53,10 @@ struct api_conf {
     struct intake *intake; /* NULL: this listener takes no messages (404 for POST) */
     struct queue *queue;
     struct events *events;
-    enum queue_durability durability; /* told by /readyz */
-    bool allow_networks;              /* clients by network, without credentials */
-    bool is_admin;                    /* this is the admin listener */
+    enum queue_durability durability;  /* told by /readyz */
+    const struct admission *admission; /* told by /readyz and /v1/admin/queue; NULL: all is open */
+    bool allow_networks;               /* clients by network, without credentials */
+    bool is_admin;                     /* this is the admin listener */
     bool admin_needs_key;
 };
 

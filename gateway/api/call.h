@@ -14,6 +14,7 @@
 #include <jansson.h>
 
 #define API_PARAM_MAX 64
+#define API_FULL_RETRY_S 30 /* Retry-After while a lane is closed */
 #define API_SMALL_BODY_BYTES (64u * 1024u)
 #define API_JSON_EXTRA_BYTES (1024u * 1024u)
 

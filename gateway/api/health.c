@@ -1,5 +1,6 @@
 #include "gateway/api/health.h"
 
+#include "gateway/api/admin.h"
 #include "gateway/base/clock.h"
 
 #define METRICS_TEXT_MAX (16u * 1024u * 1024u)
@@ -24,6 +25,7 @@ void health_ready(struct api_call *call)
     (void)json_object_set_new(body, "draining", json_boolean(api->draining));
     (void)json_object_set_new(body, "durability",
                               json_string(queue_durability_name(api->conf.durability)));
+    (void)json_object_set_new(body, "lanes_refused", admin_lanes_refused(api->conf.admission));
     if (!ready) {
         (void)json_object_set_new(
             body, "reason",

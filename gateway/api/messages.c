@@ -93,7 +93,7 @@ static const struct verdict_row verdict_rows[] = {
     {INTAKE_NO_RECIPIENT, 422, "no-recipient", 0},
     {INTAKE_BAD_MESSAGE, 422, "bad-message", 0},
     {INTAKE_TOO_LARGE, 413, "too-large", 0},
-    {INTAKE_FULL, 503, "queue-full", 30},
+    {INTAKE_FULL, 503, "queue-full", API_FULL_RETRY_S},
     {INTAKE_UNAVAILABLE, 503, "unavailable", 5},
 };
 

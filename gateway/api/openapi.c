@@ -26,6 +26,9 @@ static const char head[] =
     "\"responses\":{\"Problem\":{\"description\":\"RFC 9457 problem\",\"content\":{\"application/problem+json\":"
     "{\"schema\":{\"$ref\":\"#/components/schemas/Problem\"}}}}},\"schemas\":{}}}";
 
+#define LANES_REFUSED                                                                                 \
+    "\"lanes_refused\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{\"lane\":{" \
+    "\"type\":\"string\"},\"reason\":{\"enum\":[\"bytes\",\"messages\",\"memory\",\"age\"]}}}}"
 #define PROBLEM_REF "{\"$ref\":\"#/components/responses/Problem\"}"
 #define JSON_OF(schema) \
     "\"content\":{\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/" schema "\"}}}"
@@ -169,15 +172,15 @@ static const struct schema schemas[] = {
      "{\"type\":\"object\",\"properties\":{\"queues\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{"
      "\"lane\":{\"type\":\"string\"},\"backend\":{\"type\":\"string\"},\"batches\":{\"type\":\"object\","
      "\"additionalProperties\":{\"type\":\"integer\"}},\"oldest_ready_at\":{\"type\":[\"string\",\"null\"],\"format\":"
-     "\"date-time\"},\"oldest_ready_age_ms\":{\"type\":[\"integer\",\"null\"]}}}},\"bytes\":{\"type\":\"integer\"},"
-     "\"messages_open\":{\"type\":\"integer\"},\"recipients\":{\"type\":\"object\",\"additionalProperties\":{\"type\":"
+     "\"date-time\"},\"oldest_ready_age_ms\":{\"type\":[\"integer\",\"null\"]}}}},\"bytes\":{\"type\":\"integer\"}," LANES_REFUSED
+     ",\"messages_open\":{\"type\":\"integer\"},\"recipients\":{\"type\":\"object\",\"additionalProperties\":{\"type\":"
      "\"integer\"}}}}"},
     {"Live",
      "{\"type\":\"object\",\"properties\":{\"status\":{\"const\":\"alive\"},\"version\":{\"type\":\"string\"}}}"},
     {"Ready",
      "{\"type\":\"object\",\"properties\":{\"status\":{\"enum\":[\"ready\",\"not ready\"]},\"redis\":{\"enum\":["
      "\"up\",\"down\"]},\"draining\":{\"type\":\"boolean\"},\"durability\":{\"enum\":[\"fsync\",\"replicated\","
-     "\"memory\"]},\"reason\":{\"type\":\"string\"}}}"},
+     "\"memory\"]}," LANES_REFUSED ",\"reason\":{\"type\":\"string\"}}}"},
     {"Problem",
      "{\"type\":\"object\",\"required\":[\"type\",\"title\",\"status\",\"detail\"],\"properties\":{\"type\":{\"type\":"
      "\"string\",\"format\":\"uri-reference\"},\"title\":{\"type\":\"string\"},\"status\":{\"type\":\"integer\"},\"detail\":{"

@@ -74,6 +74,16 @@ static void print_depths(const json_t *answer)
                  (long long)json_integer_value(json_object_get(answer, "bytes")));
 }
 
+static void print_refused(const json_t *answer)
+{
+    const json_t *rows = json_object_get(answer, "lanes_refused");
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *row = json_array_get(rows, i);
+        (void)printf("new messages of lane %s are put off: %s\n", status_text(row, "lane"),
+                     status_text(row, "reason"));
+    }
+}
+
 static int list_queue(const struct queue_options *o, struct client *client)
 {
     json_t *answer = NULL;
@@ -84,6 +94,7 @@ static int list_queue(const struct queue_options *o, struct client *client)
             code = status_print_json(&cli_queue_command, answer);
         } else {
             print_depths(answer);
+            print_refused(answer);
             code = cli_write(&cli_queue_command, SPAN_LIT(""));
         }
     }

@@ -33,8 +33,11 @@ struct intake {
     struct loop *stop_loop; /* stopped at the next submission */
 };
 
-enum intake_verdict intake_ready(const struct intake *intake)
+enum intake_verdict intake_ready(struct intake *intake, const struct policy_client *client,
+                                 const char **out_why)
 {
+    assert_non_null(client);
+    *out_why = "Not now.";
     return intake->ready;
 }
 
@@ -457,7 +460,11 @@ static void verdicts_become_replies(void **state)
         talk(&c, ENVELOPE("a@b.test") "x\r\n.\r\n", rows[i].reply);
     }
     w.intake.ready = INTAKE_UNAVAILABLE;
-    talk(&c, "MAIL FROM:<a@b.test>\r\n", "451 4.3.0 ");
+    talk(&c, "MAIL FROM:<a@b.test>\r\n", "451 4.3.0 Not now.\r\n");
+    w.intake.ready = INTAKE_FULL;
+    talk(&c, "MAIL FROM:<a@b.test>\r\n", "452 4.3.1 Not now.\r\n");
+    w.intake.ready = INTAKE_ACCEPTED;
+    talk(&c, "MAIL FROM:<a@b.test>\r\n", "250 ");
     leave(&c);
     end_world(&w);
 }
