@@ -11,13 +11,9 @@
 
 #define IDEMPOTENCY_KEY_MAX 255
 #define ARENA_EXTRA_BYTES (16u * 1024u * 1024u)
-#define LIST_LIMIT_DEFAULT 50
-#define LIST_LIMIT_MAX 500
 #define FINGERPRINT_HEX_LEN 64
 /* Long lists of rejected recipients are not stored for replay. */
 #define ANSWER_STORED_MAX_BYTES (256u * 1024u)
-/* A page of a list names at most this many recipients; see message_object(). */
-#define LIST_RECIPIENTS_MAX 20000
 
 /* Answers. */
 
@@ -725,102 +721,4 @@ void messages_get(struct api_call *call)
     } else {
         api_call_wait(call);
     }
-}
-
-/* Listing. */
-
-static void messages_on_list(void *ctx, int status, const struct message *messages, size_t count,
-                             struct span next_cursor)
-{
-    struct api_call *call = ctx;
-    if (!api_call_resume(call)) {
-        return;
-    }
-    if (status == ERR_INVAL || status == ERR_NOTFOUND) {
-        api_refuse(call, 422, "The cursor is not one this gateway gave.");
-        return;
-    }
-    if (status != 0) {
-        api_unavailable(call, "The queue cannot be reached.");
-        return;
-    }
-    json_t *list = json_array();
-    size_t budget = LIST_RECIPIENTS_MAX;
-    for (size_t i = 0; i < count; i++) {
-        (void)json_array_append_new(list, message_object(&messages[i], &budget));
-    }
-    json_t *body = json_object();
-    (void)json_object_set_new(body, "messages", list);
-    (void)json_object_set_new(body, "next_cursor",
-                              next_cursor.len > 0 ? api_text(next_cursor) : json_null());
-    api_call_json(call, 200, NULL, 0, body);
-}
-
-/* One query parameter. False: it is unknown or its value is wrong. */
-static bool list_parameter(struct queue_filter *filter, bool all, struct span name,
-                           struct span value)
-{
-    if (span_eq(name, SPAN_LIT("limit"))) {
-        uint64_t limit = 0;
-        if (span_to_u64(value, LIST_LIMIT_MAX, &limit) != 0 || limit == 0) {
-            return false;
-        }
-        filter->limit = (size_t)limit;
-    } else if (span_eq(name, SPAN_LIT("cursor"))) {
-        filter->cursor = value;
-    } else if (span_eq(name, SPAN_LIT("lane"))) {
-        filter->lane = value;
-    } else if (span_eq(name, SPAN_LIT("backend"))) {
-        filter->backend = value;
-    } else if (all && span_eq(name, SPAN_LIT("client"))) {
-        filter->client = value;
-    } else if (span_eq(name, SPAN_LIT("state"))) {
-        filter->unfinished_only = span_eq(value, SPAN_LIT("unfinished"));
-        return filter->unfinished_only || span_eq(value, SPAN_LIT("any"));
-    } else {
-        return false;
-    }
-    return true;
-}
-
-static void list(struct api_call *call, bool all)
-{
-    struct queue_filter filter = {.limit = LIST_LIMIT_DEFAULT};
-    struct span rest = call->request->query;
-    struct span name = {0};
-    struct span value = {0};
-    bool bad = false;
-    while (http_query_next(call->request, &rest, &name, &value, &bad)) {
-        if (!list_parameter(&filter, all, name, value)) {
-            api_refuse(
-                call, 422,
-                "The query may hold limit (1 to 500), cursor, lane, backend, state (unfinished or any).");
-            return;
-        }
-    }
-    if (bad) {
-        api_refuse(call, 400, "The query cannot be decoded.");
-        return;
-    }
-    if (!all) {
-        filter.client = span_of(call->client != NULL ? call->client->conf->name : "");
-    }
-    int rc = queue_list(call->api->conf.queue, &filter, messages_on_list, call);
-    if (rc == ERR_INVAL) {
-        api_refuse(call, 422, "The cursor is not one this gateway gave.");
-    } else if (rc != 0) {
-        api_unavailable(call, "The queue cannot be reached.");
-    } else {
-        api_call_wait(call);
-    }
-}
-
-void messages_list(struct api_call *call)
-{
-    list(call, sees_all(call));
-}
-
-void messages_list_all(struct api_call *call)
-{
-    list(call, true);
 }

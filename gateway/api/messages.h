@@ -15,9 +15,11 @@
 
 void messages_post(struct api_call *call);
 void messages_get(struct api_call *call);
-/* Own messages; with the scope admin those of all clients. */
+/* Pages (messages_list.c): own messages; with the scope admin those of all clients. The query is a
+ * queue_filter: q (any term or an id), address, message_id, sender, domain, tag, lane, backend,
+ * client (who sees all), state, since, before, limit, cursor. */
 void messages_list(struct api_call *call);
-/* All clients, with the filter `client`. */
+/* All clients. */
 void messages_list_all(struct api_call *call);
 
 /* The object of product.md section 7 for one message. `*budget` is how many recipients may still be

@@ -34,15 +34,22 @@ static const char head[] =
     "\"content\":{\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/" schema "\"}}}"
 #define QUERY(name, schema, text) \
     "{\"name\":\"" name "\",\"in\":\"query\",\"schema\":" schema ",\"description\":\"" text "\"}"
-#define LIST_PARAMETERS                                                                                                             \
-    QUERY("limit", "{\"type\":\"integer\",\"minimum\":1,\"maximum\":500,\"default\":50}",                                           \
-          "Page size")                                                                                                              \
-    "," QUERY("cursor", "{\"type\":\"string\"}", "next_cursor of the page before") "," QUERY(                                       \
-        "lane", "{\"type\":\"string\"}",                                                                                            \
-        "Only this lane") "," QUERY("backend", "{\"type\":\"string\"}",                                                             \
-                                    "Only messages with a batch for this backend") "," QUERY("state",                               \
-                                                                                             "{\"enum\":[\"unfinished\",\"any\"]}", \
-                                                                                             "unfinished: only with a recipient still queued")
+#define TEXT_QUERY(name, text) QUERY(name, "{\"type\":\"string\"}", text) ","
+#define LIST_PARAMETERS                                                                         \
+    TEXT_QUERY("q", "An address, Message-ID, tag, host or @domain, whole; or an id")            \
+    TEXT_QUERY("address", "Of a recipient or the sender, or @domain")                           \
+    TEXT_QUERY("message_id", "With or without angle brackets")                                  \
+    TEXT_QUERY("sender", "Address in From or the reverse-path")                                 \
+    TEXT_QUERY("domain", "Of a recipient")                                                      \
+    TEXT_QUERY("tag", "One of its tags")                                                        \
+    TEXT_QUERY("since", "Accepted at that time (RFC 3339) or so long ago (2d), or later")       \
+    TEXT_QUERY("before", "Accepted before that")                                                \
+    TEXT_QUERY("lane", "Only this lane")                                                        \
+    TEXT_QUERY("backend", "Only messages with a batch for this backend")                        \
+    TEXT_QUERY("state", "unfinished, any, or a state of a recipient or of a batch; may repeat") \
+    TEXT_QUERY("cursor", "next_cursor of the page before, of the same search")                  \
+    QUERY("limit", "{\"type\":\"integer\",\"minimum\":1,\"maximum\":500,\"default\":50}",       \
+          "Page size")
 
 static const struct operation operations[] = {
     {"post", "/v1/messages",
@@ -71,8 +78,9 @@ static const struct operation operations[] = {
                                                                                                                           ",\"503\":" PROBLEM_REF
                                                                                                                           "}}"},
     {"get", "/v1/messages",
-     "{\"operationId\":\"listMessages\",\"summary\":\"Messages, newest first\",\"description\":\"A client sees its own "
-     "messages; with the scope admin those of all clients.\",\"parameters\":[" LIST_PARAMETERS
+     "{\"operationId\":\"listMessages\",\"summary\":\"Find messages, newest first\",\"description\":\"A client sees its own "
+     "messages; with the scope admin those of all clients. A call looks at a bounded number of messages: a page may be short "
+     "or empty and still have a next_cursor.\",\"parameters\":[" LIST_PARAMETERS
      "],\"responses\":{\"200\":{\"description\":\"One page\"," JSON_OF(
          "MessagePage") "},\"401\":" PROBLEM_REF ",\"403\":" PROBLEM_REF ",\"422\":" PROBLEM_REF
                         ",\"503\":" PROBLEM_REF "}}"},

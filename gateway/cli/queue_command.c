@@ -1,15 +1,18 @@
-#include "gateway/cli/status_command.h"
+#include "gateway/cli/pages.h"
 
 #include <string.h>
 
 /* `heave queue list` and `heave queue show`: depth per lane and backend, and the messages behind
  * it. */
 
+#define LIMIT_DEFAULT 50
+
 struct queue_options {
     struct cli_common common;
     const char *lane;
     const char *backend;
-    const char *limit;
+    const char *client, *state, *sender, *domain, *tag, *older_than;
+    struct pages pages;
     bool all; /* finished messages too */
 };
 
@@ -102,64 +105,41 @@ static int list_queue(const struct queue_options *o, struct client *client)
     return code;
 }
 
-static void print_messages(const json_t *answer)
-{
-    static const char *const heads[] = {"ID", "STATE",    "LANE", "CLIENT", "OPEN",
-                                        "OF", "ACCEPTED", "FROM", "SUBJECT"};
-    struct cli_table table;
-    cli_table_init(&table, heads, sizeof heads / sizeof heads[0]);
-    const json_t *messages = json_object_get(answer, "messages");
-    for (size_t i = 0; i < json_array_size(messages); i++) {
-        const json_t *message = json_array_get(messages, i);
-        cli_table_cell(&table, status_text(message, "id"));
-        cli_table_cell(&table, status_text(message, "state"));
-        cli_table_cell(&table, status_text(message, "lane"));
-        cli_table_cell(&table, status_text(message, "client"));
-        cli_table_number(&table, (long long)status_count(message, "queued"));
-        cli_table_number(&table, (long long)status_recipients(message));
-        cli_table_cell(&table, status_text(message, "accepted_at"));
-        cli_table_cell(&table, status_text(message, "from"));
-        cli_table_cell(&table, status_text(message, "subject"));
-    }
-    cli_table_print(&table, stdout);
-    cli_table_release(&table);
-    if (status_text(answer, "next_cursor")[0] != '\0') {
-        (void)printf("\nThere are more; --limit shows up to 500.\n");
-    }
-}
-
 static int messages_path(const struct queue_options *o, struct buf *path)
 {
+    const struct {
+        const char *name, *value;
+    } rows[] = {
+        {"state", o->all ? "any" : "unfinished"},
+        {"state", o->state},
+        {"lane", o->lane},
+        {"backend", o->backend},
+        {"client", o->client},
+        {"sender", o->sender},
+        {"domain", o->domain},
+        {"tag", o->tag},
+        {"before", o->older_than},
+    };
     int status = buf_append(path, SPAN_LIT("/v1/admin/messages"));
-    status = status == ERR_OK ? client_query(path, "state", o->all ? "any" : "unfinished") : status;
-    if (status == ERR_OK && o->lane != NULL) {
-        status = client_query(path, "lane", o->lane);
-    }
-    if (status == ERR_OK && o->backend != NULL) {
-        status = client_query(path, "backend", o->backend);
-    }
-    if (status == ERR_OK && o->limit != NULL) {
-        status = client_query(path, "limit", o->limit);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0] && status == ERR_OK; i++) {
+        if (rows[i].value != NULL) {
+            status = client_query(path, rows[i].name, rows[i].value);
+        }
     }
     return status;
 }
 
-static int show_messages(const struct queue_options *o, struct client *client)
+static int show_messages(struct queue_options *o, struct client *client)
 {
     struct buf path;
-    buf_init(&path, 8192);
+    buf_init(&path, 65536);
     const char *text = messages_path(o, &path) == ERR_OK ? buf_text(&path) : NULL;
-    json_t *answer = NULL;
-    int code = text != NULL ? status_get_json(&cli_queue_command, client, text, &answer)
+    int code = text != NULL ? pages_fetch(&cli_queue_command, client, text, &o->pages)
                             : cli_fail(&cli_queue_command, CLI_USAGE, "the filters are too long");
-    buf_release(&path);
-    if (code == CLI_DONE && o->common.json) {
-        code = status_print_json(&cli_queue_command, answer);
-    } else if (code == CLI_DONE) {
-        print_messages(answer);
-        code = cli_write(&cli_queue_command, SPAN_LIT(""));
+    if (code == CLI_DONE) {
+        code = pages_print(&cli_queue_command, &o->pages, o->common.json);
     }
-    json_decref(answer);
+    buf_release(&path);
     return code;
 }
 
@@ -174,7 +154,7 @@ static int show_one(const struct queue_options *o, struct client *client, const 
     return code;
 }
 
-static int run_verb(const struct queue_options *o, int count, char **words)
+static int run_verb(struct queue_options *o, int count, char **words)
 {
     bool is_list = count == 1 && strcmp(words[0], "list") == 0;
     bool is_show = count >= 1 && count <= 2 && strcmp(words[0], "show") == 0;
@@ -200,30 +180,55 @@ static int run_verb(const struct queue_options *o, int count, char **words)
 
 static int run_queue(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"lane", required_argument, NULL, CLI_OPTION_OWN},
-        {"backend", required_argument, NULL, CLI_OPTION_OWN + 1},
-        {"limit", required_argument, NULL, CLI_OPTION_OWN + 2},
-        {"all", no_argument, NULL, CLI_OPTION_OWN + 3},
-        CLI_COMMON_OPTIONS,
-        {0}};
-    struct queue_options o = {0};
+    enum {
+        LANE = CLI_OPTION_OWN,
+        BACKEND,
+        CLIENT,
+        STATE,
+        SENDER,
+        DOMAIN,
+        TAG,
+        OLDER_THAN,
+        LIMIT,
+        CURSOR,
+        ALL,
+    };
+    static const struct option options[] = {{"lane", required_argument, NULL, LANE},
+                                            {"backend", required_argument, NULL, BACKEND},
+                                            {"client", required_argument, NULL, CLIENT},
+                                            {"state", required_argument, NULL, STATE},
+                                            {"sender", required_argument, NULL, SENDER},
+                                            {"domain", required_argument, NULL, DOMAIN},
+                                            {"tag", required_argument, NULL, TAG},
+                                            {"older-than", required_argument, NULL, OLDER_THAN},
+                                            {"limit", required_argument, NULL, LIMIT},
+                                            {"cursor", required_argument, NULL, CURSOR},
+                                            {"all", no_argument, NULL, ALL},
+                                            CLI_COMMON_OPTIONS,
+                                            {0}};
+    struct queue_options o = {.pages.limit = LIMIT_DEFAULT};
+    const char **const texts[] = {&o.lane,   &o.backend, &o.client, &o.state,
+                                  &o.sender, &o.domain,  &o.tag,    &o.older_than};
     for (int option = 0; (option = getopt_long(argc, argv, "c:jh", options, NULL)) != -1;) {
         if (option == 'h') {
             return cli_help(&cli_queue_command);
-        } else if (option == CLI_OPTION_OWN) {
-            o.lane = optarg;
-        } else if (option == CLI_OPTION_OWN + 1) {
-            o.backend = optarg;
-        } else if (option == CLI_OPTION_OWN + 2) {
-            o.limit = optarg;
-        } else if (option == CLI_OPTION_OWN + 3) {
+        }
+        if (option >= LANE && option <= OLDER_THAN) {
+            *texts[option - LANE] = optarg;
+        } else if (option == CURSOR) {
+            mem_free(o.pages.cursor);
+            o.pages.cursor = mem_dup(span_of(optarg));
+        } else if (option == ALL) {
             o.all = true;
-        } else if (!cli_common_take(&o.common, option, optarg)) {
+        } else if (option == LIMIT && !pages_limit(optarg, &o.pages)) {
+            return cli_usage(&cli_queue_command, "--limit is 1 to %d", PAGES_LIMIT_MAX);
+        } else if (option != LIMIT && !cli_common_take(&o.common, option, optarg)) {
             return cli_try_help(&cli_queue_command);
         }
     }
-    return run_verb(&o, argc - optind, argv + optind);
+    int code = run_verb(&o, argc - optind, argv + optind);
+    pages_release(&o.pages);
+    return code;
 }
 
 const struct cli_command cli_queue_command = {
@@ -231,7 +236,7 @@ const struct cli_command cli_queue_command = {
     .summary = "look at the queue",
     .usage =
         "Usage: heave queue list [--lane LANE] [--backend NAME] [-c FILE | --url URL] [--json]\n"
-        "       heave queue show [--lane LANE] [--backend NAME] [--all] [--limit N] ...\n"
+        "       heave queue show [FILTERS] [--all] [--limit N] [--cursor CURSOR] ...\n"
         "       heave queue show ID ...\n"
         "\n"
         "list shows how many batches wait in each lane for each backend, show the messages behind them (newest\n"
@@ -239,8 +244,15 @@ const struct cli_command cli_queue_command = {
         "\n"
         "      --lane LANE     only this lane\n"
         "      --backend NAME  only this backend\n"
+        "      --client NAME   only this client's messages; this and what follows for show\n"
+        "      --state STATE   with a batch (ready, held, ...) or, with --all, a recipient (failed, ...) in it\n"
+        "      --sender ADDR   address in From or the reverse-path\n"
+        "      --domain NAME   with a recipient there\n"
+        "      --tag TAG       with this tag\n"
+        "      --older-than T  accepted before a time (RFC 3339) or longer ago than 2d, 6h, 30m\n"
         "      --all           finished messages too\n"
-        "      --limit N       at most N messages, 1 to 500 (50)\n"
+        "      --limit N       at most N messages, 1 to 10000 (50)\n"
+        "      --cursor CURSOR go on where a former call ended\n"
         "  -c, --config FILE   find the gateway by its configuration\n"
         "      --url URL       where it is (also HEAVE_URL); the key is HEAVE_API_KEY\n"
         "      --ca-file FILE  certificates it is verified with\n"
