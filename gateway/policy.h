@@ -124,6 +124,10 @@ struct policy_auth *policy_auth_password(struct policy_cache *cache, struct poli
 struct policy_auth *policy_auth_key(struct policy_cache *cache, struct policy *policy,
                                     struct span key, policy_auth_cb cb, void *ctx);
 void policy_auth_cancel(struct policy_auth **auth);
+/* The client of an API key that was checked with success a short time ago; NULL: not known without
+ * a check. For decisions that come before the check and are no harm when they are wrong. */
+const struct policy_client *policy_known_key(struct policy_cache *cache, struct policy *policy,
+                                             struct span key);
 
 /* Makes a yescrypt hash of `secret` ("$y$..."). Errors: ERR_IO. */
 MUST_USE int policy_hash(struct span secret, char *out, size_t out_bytes);

@@ -423,6 +423,18 @@ struct policy_auth *policy_auth_key(struct policy_cache *cache, struct policy *p
     return auth_start(cache, policy, SECRET_KEY, (struct span){0}, key, cb, ctx);
 }
 
+const struct policy_client *policy_known_key(struct policy_cache *cache, struct policy *policy,
+                                             struct span key)
+{
+    unsigned char digest[DIGEST_BYTES];
+    if (cache->policy != policy || key.len == 0 || key.len > SECRET_BYTES_MAX ||
+        digest_of(cache, SECRET_KEY, (struct span){0}, key, digest) != ERR_OK) {
+        return NULL;
+    }
+    const struct cache_entry *entry = cache_find(cache, digest);
+    return entry != NULL ? entry->client : NULL;
+}
+
 /* A queued check nobody waits for any more is dropped: a peer that connects, sends a password and
  * goes must not leave work behind. One that runs finishes and feeds the cache. */
 static void check_abandon(struct policy_check *check)

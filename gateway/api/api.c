@@ -425,8 +425,12 @@ static bool call_refuse_early(struct api_call *call)
         return true;
     }
     const char *why = NULL;
+    const struct policy_client *likely = call->client;
+    if (sent.key.len > 0) {
+        likely = policy_known_key(call->api->conf.cache, call->policy, sent.key);
+    }
     enum intake_verdict ready = call->route->takes_message
-                                    ? intake_ready(call->api->conf.intake, call->client, &why)
+                                    ? intake_ready(call->api->conf.intake, likely, &why)
                                     : INTAKE_ACCEPTED;
     if (ready == INTAKE_FULL) {
         api_problem(call, &(struct problem){.status = 503,
