@@ -1,8 +1,9 @@
 -- Messages from a position, newest first.
 --
 -- KEYS: shard tag. ARGV: position ('' the newest), most messages to return, most to look at, 'a' (all, in order of
---   acceptance) or 'x' (the open ones, those that expire last first), client, lane ('' any), ids must be below ('' none).
--- Positions: of 'a' how many messages stand before it, counted since the data set began; of 'x' EXPIRY~ID.
+--   acceptance), 'x' (the open ones, those that expire last first) or 'z' (dead letters, the
+--   last first), client, lane ('' any), ids must be below ('' none).
+-- Positions: of 'a' how many messages stand before it, counted since the data set began; of 'x' and 'z' SCORE~ID.
 -- Reply: {position to go on from (0: the end), id, position, expiry, ...}. What was looked at and does not match
 --   is passed over, so a reply may be short or empty and still not the end.
 local tag = KEYS[1]
@@ -22,7 +23,7 @@ local function take(ids, position_of, score_of)
         stored = redis.call('MGET', unpack(keys))
     end
     for i = 1, #ids do
-        local good = (before == '' or ids[i] < before) and (stored[i] or ARGV[4] == 'x')
+        local good = (before == '' or ids[i] < before) and (stored[i] or ARGV[4] ~= 'a')
         if good and named then
             local its_client, its_lane = string.match(stored[i] or '', '^[^\n]*\n([^\n]*)|([^\n|]*)\n')
             good = its_client and (client == '' or client == its_client) and (lane == '' or lane == its_lane)
@@ -64,7 +65,7 @@ end
 local score, id = string.match(ARGV[1], '^(%d+)~(.+)$')
 local top, offset, ties = score or '+inf', 0, 20000
 while looks > 0 and #reply < 1 + 3 * limit do
-    local found = redis.call('ZREVRANGEBYSCORE', tag .. ':x', top, '-inf', 'WITHSCORES', 'LIMIT', offset, 100)
+    local found = redis.call('ZREVRANGEBYSCORE', tag .. ':' .. ARGV[4], top, '-inf', 'WITHSCORES', 'LIMIT', offset, 100)
     if #found == 0 then
         reply[1] = 0
         return reply

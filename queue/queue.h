@@ -313,7 +313,8 @@ struct queue_filter {
     int64_t since_ms;          /* accepted at that wall time or later */
     int64_t before_ms;         /* accepted before */
     bool unfinished_only;
-    size_t limit; /* 1..500 */
+    bool dead_only; /* dead letters, by the time they became that; not with unfinished_only */
+    size_t limit;   /* 1..500 */
     /* Empty, or the `next_cursor` of the page before with the same filter. */
     struct span cursor;
 };

@@ -13,6 +13,7 @@
 
 enum queue_script {
     SCRIPT_BODY,
+    SCRIPT_APPLY,
     SCRIPT_CLAIM,
     SCRIPT_DEDUP,
     SCRIPT_ENQUEUE,
@@ -24,6 +25,7 @@ enum queue_script {
     SCRIPT_LIMIT_TAKE,
     SCRIPT_LIST,
     SCRIPT_ORPHANS,
+    SCRIPT_PICK,
     SCRIPT_SETTLE,
     SCRIPT_SHOW,
     SCRIPT_START,

@@ -315,7 +315,9 @@ static int ask_shard(struct list *list, uint32_t shard)
         redis_args_text(&head, list->shards[shard].position);
         redis_args_number(&head, (int64_t)list->want);
         redis_args_number(&head, LIST_LOOKS);
-        redis_args_text(&head, list->walk == LIST_OPEN ? "x" : "a");
+        redis_args_text(&head, list->walk == LIST_HISTORY ? "a"
+                               : list->walk == LIST_OPEN  ? "x"
+                                                          : "z");
         redis_args_add(&head, list->filter.client);
         redis_args_add(&head, list->filter.lane);
         redis_args_text(&head, list->before);
@@ -345,6 +347,7 @@ static bool position_valid(enum list_walk walk, struct span text)
     case LIST_HISTORY:
         return is_number(text);
     case LIST_OPEN:
+    case LIST_DEAD:
         return is_number(number) && behind.len <= MESSAGE_ID_MAX && queue_id_time_ms(behind) > 0;
     case LIST_INDEX:
         return queue_find_position_valid(text);
@@ -437,6 +440,8 @@ static void choose_walk(struct list *list)
     list->term = index_term(list);
     if (looks_like_id(span_trim(filter->text))) {
         list->walk = LIST_ONE;
+    } else if (filter->dead_only) {
+        list->walk = LIST_DEAD;
     } else if (list->term.len > 0) {
         list->walk = LIST_INDEX;
     } else {

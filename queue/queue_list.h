@@ -12,6 +12,7 @@
 enum list_walk {
     LIST_HISTORY, /* ":a", positions count the messages before it */
     LIST_OPEN,    /* ":x", positions are EXPIRY~ID */
+    LIST_DEAD,    /* ":z", positions are TIME~ID */
     LIST_INDEX,   /* positions are sSEGMENT or sSEGMENT~RECORD */
     LIST_ONE,     /* the text is an id */
 };

@@ -13,6 +13,7 @@
 
 const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_BODY] = SCRIPT(body, false),
+    [SCRIPT_APPLY] = SCRIPT(apply, true),
     [SCRIPT_CLAIM] = SCRIPT(claim, true),
     [SCRIPT_DEDUP] = SCRIPT(dedup, true),
     [SCRIPT_ENQUEUE] = SCRIPT(enqueue, false),
@@ -24,6 +25,7 @@ const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_LIMIT_TAKE] = SCRIPT(limit_take, true),
     [SCRIPT_LIST] = SCRIPT(list, true),
     [SCRIPT_ORPHANS] = SCRIPT(orphans, true),
+    [SCRIPT_PICK] = SCRIPT(pick, true),
     [SCRIPT_SETTLE] = SCRIPT(settle, true),
     [SCRIPT_SHOW] = SCRIPT(show, true),
     [SCRIPT_START] = SCRIPT(start, true),

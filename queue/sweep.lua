@@ -17,6 +17,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local more, woke, orphans = '0', false, 0
 -- part: front
 -- part: walk
+-- part: remove
 
 -- The head of a stored batch: state, how often in a row its lease ended in STARTED, epoch (6 digits), due_ms
 -- (14 digits), route up to the line's end.
@@ -154,7 +155,6 @@ end
 local counters = redis.call('HMGET', tag .. ':k', 'history', 'dead')
 local history, dead_bytes = tonumber(counters[1] or 0), tonumber(counters[2] or 0)
 local history_before, dead_before = history, dead_bytes
-local gone = {}
 
 -- Dead letters past their time or budget, oldest first: their bodies go. One of a message that is not at its end
 -- yet waits for that.
@@ -173,11 +173,8 @@ for i = 1, most do
         redis.call('ZADD', tag .. ':z', now, id)
     else
         local _, _, charge = message_head(id)
-        dead_bytes = dead_bytes - charge
+        dead_bytes = dead_bytes - forget_dead(id, charge)
         dead_removed = dead_removed + 1
-        gone[#gone + 1] = tag .. ':b:' .. id
-        redis.call('ZREM', tag .. ':z', id)
-        redis.call('HDEL', tag .. ':u', id)
     end
     more = i == most and '1' or more
 end
@@ -195,24 +192,9 @@ local function remove(id)
         return
     end
     local count, suffix, charge = message_head(id)
-    if not count then
-        return
-    end
-    history = history - 600
-    for n = 0, count - 1 do
-        local key = tag .. ':q:' .. id .. '/' .. n .. suffix
-        history = history - 200 - redis.call('STRLEN', key)
-        gone[#gone + 1] = key
-        if #gone >= 1000 then
-            redis.call('UNLINK', unpack(gone))
-            gone = {}
-        end
-    end
-    gone[#gone + 1] = tag .. ':m:' .. id
-    if redis.call('HDEL', tag .. ':u', id) == 1 then
-        redis.call('ZREM', tag .. ':z', id)
-        dead_bytes = dead_bytes - charge
-        gone[#gone + 1] = tag .. ':b:' .. id
+    if count then
+        local bytes, dead = remove_message(id, count, suffix, charge)
+        history, dead_bytes = history - bytes, dead_bytes - dead
     end
 end
 for _, item in ipairs(redis.call('LRANGE', tag .. ':f', 0, most - 1)) do
@@ -224,9 +206,6 @@ for _, item in ipairs(redis.call('LRANGE', tag .. ':f', 0, most - 1)) do
     if id then
         remove(id)
     end
-end
-if #gone > 0 then
-    redis.call('UNLINK', unpack(gone))
 end
 if history ~= history_before then
     redis.call('HINCRBY', tag .. ':k', 'history', history - history_before)

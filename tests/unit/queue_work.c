@@ -1,345 +1,553 @@
-/* Leases that end badly, order in the lists, and what operators do to waiting batches, against a
- * real redis-server. Every test ends with a recount of everything (tests/lib/recount.lua). */
+/* What operators do to messages, against a real redis-server. Every step is followed by a recount
+ * of everything (tests/lib/recount.lua). */
 #include "tests/unit/queue_harness.h"
+
+#include "queue/work.h"
 
 static struct rig *rig_of(void **state)
 {
     return *state;
 }
 
-/* Takes a claim out of the heartbeat's ring, as if its process had been stopped, and waits until
- * the sweeper has given the batch back. */
-static void let_lease_end(struct handle *handle, struct queue_lease **lease)
+struct worked {
+    struct rig *rig;
+    bool done;
+    int status;
+    struct queue_worked sums; /* `skips` points nowhere */
+    char cursor[128];
+    char reason[100]; /* of the first skip */
+};
+
+static void on_worked(void *ctx, int status, const struct queue_worked *sums)
 {
-    int64_t ended = handle->swept_ended;
-    (*lease)->next->prev = (*lease)->prev;
-    (*lease)->prev->next = (*lease)->next;
-    (*lease)->next = NULL;
-    RIG_WAIT(handle->rig, handle->swept_ended == ended + 1);
-    queue_lease_free(lease);
+    struct worked *worked = ctx;
+    worked->done = true;
+    worked->status = status;
+    if (status == 0) {
+        worked->sums = *sums;
+        (void)snprintf(worked->cursor, sizeof(worked->cursor), "%.*s", SPAN_FMT(sums->next_cursor));
+        if (sums->skip_count > 0) {
+            (void)snprintf(worked->reason, sizeof(worked->reason), "%s", sums->skips[0].reason);
+        }
+    }
+    loop_stop(worked->rig->loop);
 }
 
-/* One claim of the only waiting batch that ends in STARTED or CLAIMED. */
-static void crash(struct handle *handle, bool started)
+static struct worked order_wait(struct handle *handle, struct queue_order order)
+{
+    struct worked worked = {.rig = handle->rig};
+    order.limit = order.limit > 0 ? order.limit : 1000;
+    assert_int_equal(queue_work(handle->queue, &order, on_worked, &worked), 0);
+    RIG_WAIT(handle->rig, worked.done);
+    assert_int_equal(worked.status, 0);
+    recount(handle->rig);
+    return worked;
+}
+
+/* One message by id; what there is to select is named in the order. */
+static void enqueue_one(struct handle *handle, struct draft *draft, const char *client,
+                        size_t batches, size_t per_batch)
+{
+    draft_fill(draft, handle->queue, client, "normal", batches, per_batch);
+    assert_int_equal(enqueue_wait(handle, &draft->message, 0, NULL, NULL), 0);
+}
+
+static struct worked by_id(struct handle *handle, enum queue_verb verb, const char *id)
+{
+    struct span ids[] = {span_of(id)};
+    return order_wait(handle, (struct queue_order){.verb = verb,
+                                                   .ids = ids,
+                                                   .id_count = 1,
+                                                   .reason = SPAN_LIT("printer on fire"),
+                                                   .to = SPAN_LIT("graph")});
+}
+
+static enum batch_state state_now(struct handle *handle, const char *id, struct shown *shown)
+{
+    assert_int_equal(show_wait(handle, id, shown), 0);
+    return shown->batches[0].state;
+}
+
+static size_t claimable(struct handle *handle, const char *backend)
 {
     static struct claimed claimed;
-    claim_wait(handle, "normal", "hve", 1, &claimed);
-    assert_int_equal(claimed.count, 1);
-    if (started) {
-        assert_int_equal(queue_start(handle->queue, claimed.leases[0]), 0);
+    claim_wait(handle, "normal", backend, 100, &claimed);
+    for (size_t i = claimed.count; i > 0; i--) {
+        queue_release(handle->queue, claimed.leases[i - 1]);
+        queue_lease_free(&claimed.leases[i - 1]);
     }
-    let_lease_end(handle, &claimed.leases[0]);
+    (void)totals_wait(handle); /* behind the releases */
+    return claimed.count;
 }
 
-/* Three leases in a row that end in STARTED set the batch aside; one that ends in CLAIMED neither
- * counts nor breaks the row. */
-static void test_poison(void **state)
+static void test_hold_and_release(void **state)
 {
     struct handle handle;
-    struct queue_conf conf = rig_of(state)->conf;
+    static struct draft draft;
+    static struct shown shown;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    enqueue_one(&handle, &draft, "erp", 2, 3);
+    struct worked worked = by_id(&handle, QUEUE_HOLD, draft.id);
+    assert_int_equal(worked.sums.found, 1);
+    assert_int_equal(worked.sums.messages, 1);
+    assert_int_equal(worked.sums.batches, 2);
+    assert_int_equal(worked.sums.recipients[RECIPIENT_QUEUED], 6);
+    assert_int_equal(worked.sums.changed, 2);
+    assert_string_equal(worked.cursor, "");
+    assert_int_equal(state_now(&handle, draft.id, &shown), BATCH_HELD);
+    assert_string_equal(shown.reason, "printer on fire");
+    struct totals_seen seen = totals_wait(&handle);
+    assert_int_equal(seen.depth.batches[BATCH_READY], 0);
+    assert_int_equal(seen.depth.batches[BATCH_HELD], 2);
+    assert_int_equal(claimable(&handle, "hve"), 0); /* drops the stale entries */
+    recount(handle.rig);
+    worked = by_id(&handle, QUEUE_HOLD, draft.id);
+    assert_int_equal(worked.sums.changed, 0);
+    assert_string_equal(worked.reason, "Nothing of it is in a state that this is for.");
+
+    worked = by_id(&handle, QUEUE_RELEASE, draft.id);
+    assert_int_equal(worked.sums.changed, 2);
+    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 2);
+    /* Held and released with the stale entries still there: each batch comes out once. */
+    assert_int_equal(by_id(&handle, QUEUE_HOLD, draft.id).sums.changed, 2);
+    assert_int_equal(by_id(&handle, QUEUE_RELEASE, draft.id).sums.changed, 2);
+    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 2);
+    assert_int_equal(claimable(&handle, "hve"), 2);
+    recount(handle.rig);
+    assert_int_equal(state_now(&handle, draft.id, &shown), BATCH_READY);
+    assert_string_equal(shown.reason, "");
+    handle_close(&handle);
+}
+
+/* Held because its outcome is unknown: released, its recipients are open again. */
+static void test_release_unknown(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    static struct claimed claimed;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    enqueue_one(&handle, &draft, "erp", 1, 2);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    lease_finish(claimed.leases[0], RECIPIENT_UNKNOWN);
+    claimed.leases[0]->batch.flags |= BATCH_MAYBE_SENT;
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_HOLD, 0), 0);
+    assert_int_equal(totals_wait(&handle).totals.recipients[RECIPIENT_UNKNOWN], 2);
+    struct worked worked = by_id(&handle, QUEUE_RELEASE, draft.id);
+    assert_int_equal(worked.sums.recipients[RECIPIENT_UNKNOWN], 2);
+    assert_int_equal(totals_wait(&handle).totals.recipients[RECIPIENT_UNKNOWN], 0);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    assert_int_equal(claimed.count, 1);
+    assert_int_equal(claimed.leases[0]->open_mask, 3);
+    assert_int_equal(claimed.leases[0]->batch.flags, BATCH_MAYBE_SENT);
+    queue_lease_free(&claimed.leases[0]);
+    handle_close(&handle);
+}
+
+static void test_retry(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    static struct claimed claimed;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    for (int round = 0; round < 2; round++) {
+        enqueue_one(&handle, &draft, "erp", 1, 1);
+        claim_wait(&handle, "normal", "hve", 1, &claimed);
+        claimed.leases[0]->batch.attempts = 3;
+        assert_int_equal(
+            settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DELAY, clock_wall_ms() + 600000),
+            0);
+        struct span ids[] = {span_of(draft.id)};
+        struct worked worked = order_wait(
+            &handle, (struct queue_order){
+                         .verb = QUEUE_RETRY, .ids = ids, .id_count = 1, .reset = round == 1});
+        assert_int_equal(worked.sums.changed, 1);
+        claim_wait(&handle, "normal", "hve", 1, &claimed);
+        assert_int_equal(claimed.count, 1);
+        assert_int_equal(claimed.leases[0]->batch.attempts, round == 1 ? 0 : 3);
+        lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
+        assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    }
+    handle_close(&handle);
+}
+
+/* What is claimed is busy, the rest ends; the message ends with its last batch. */
+static void test_cancel(void **state)
+{
+    struct handle handle;
     static struct draft draft;
     static struct claimed claimed;
     static struct shown shown;
-    conf.lease_ms = 100;
-    handle_open(rig_of(state), &handle, &conf);
-    draft_fill(&draft, handle.queue, "erp", "normal", 1, 2);
-    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
-    crash(&handle, true);
-    crash(&handle, false);
-    crash(&handle, true);
-    assert_int_equal(handle.swept_poison, 0);
-    crash(&handle, true);
-    assert_int_equal(handle.swept_poison, 1);
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    enqueue_one(&handle, &draft, "erp", 3, 2);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    struct worked worked = by_id(&handle, QUEUE_CANCEL, draft.id);
+    assert_int_equal(worked.sums.batches, 3);
+    assert_int_equal(worked.sums.changed, 2);
+    assert_int_equal(worked.sums.busy, 1);
+    struct totals_seen seen = totals_wait(&handle);
+    assert_int_equal(seen.totals.messages_open, 1);
+    assert_int_equal(seen.totals.recipients[RECIPIENT_CANCELLED], 4);
+    lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    seen = totals_wait(&handle);
+    assert_int_equal(seen.totals.messages_open, 0);
+    assert_int_equal(seen.totals.bytes, 0);
+    assert_int_equal(seen.totals.dead_messages, 0);
     assert_int_equal(show_wait(&handle, draft.id, &shown), 0);
-    assert_int_equal(shown.batches[0].state, BATCH_HELD);
-    assert_int_equal(shown.states[0][0], RECIPIENT_QUEUED);
-    assert_string_equal(shown.reason,
-                        "Three gateways in a row ended while they were sending this batch.");
-    claim_wait(&handle, "normal", "hve", 1, &claimed);
-    assert_int_equal(claimed.count, 0);
+    assert_string_equal(shown.reason, "printer on fire");
+
+    /* The last one cancelled ends the message, too. */
+    enqueue_one(&handle, &draft, "erp", 1, 1);
+    assert_int_equal(by_id(&handle, QUEUE_CANCEL, draft.id).sums.changed, 1);
+    assert_int_equal(totals_wait(&handle).totals.messages_open, 0);
+    assert_int_equal(claimable(&handle, "hve"), 0);
     handle_close(&handle);
 }
 
-/* A settlement between crashes ends the row. */
-static void test_settle_ends_the_row(void **state)
+/* With a domain only its recipients are cancelled; the others go on. */
+static void test_cancel_domain(void **state)
 {
     struct handle handle;
-    struct queue_conf conf = rig_of(state)->conf;
     static struct draft draft;
-    static struct claimed claimed;
-    conf.lease_ms = 100;
-    handle_open(rig_of(state), &handle, &conf);
-    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
-    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
-    crash(&handle, true);
-    crash(&handle, true);
-    claim_wait(&handle, "normal", "hve", 1, &claimed);
-    assert_int_equal(claimed.count, 1);
-    assert_true(claimed.leases[0]->was_started);
-    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_READY, 0), 0);
-    crash(&handle, true);
-    crash(&handle, true);
-    assert_int_equal(handle.swept_poison, 0);
-    crash(&handle, true);
-    assert_int_equal(handle.swept_poison, 1);
-    handle_close(&handle);
-}
-
-/* A message whose id says when it was accepted: "01M...7-0". */
-static void enqueue_numbered(struct handle *handle, size_t number, size_t batches, int64_t due_ms)
-{
-    static struct draft draft;
-    draft_fill(&draft, handle->queue, "erp", "normal", batches, 1);
-    (void)snprintf(draft.id, sizeof(draft.id), "01M%023zu-0", number);
-    draft.message.id = span_of(draft.id);
-    assert_int_equal(enqueue_wait(handle, &draft.message, due_ms, NULL, NULL), 0);
-}
-
-static size_t number_of(const struct queue_lease *lease)
-{
-    return (size_t)strtoul(lease->message.id.data + 3, NULL, 10) * 100 + lease->batch.number;
-}
-
-/* Claims all and checks that they come as `expected` says: message * 100 + batch. */
-static void expect_order(struct handle *handle, struct claimed *claimed, const size_t *expected,
-                         size_t count)
-{
-    claim_wait(handle, "normal", "hve", CLAIM_MAX, claimed);
-    assert_int_equal(claimed->count, count);
-    for (size_t i = 0; i < count; i++) {
-        assert_int_equal(number_of(claimed->leases[i]), expected[i]);
-    }
-}
-
-/* What comes back stands where its age puts it, not in front of older ones. */
-static void test_age_order(void **state)
-{
-    struct handle handle;
-    static struct claimed first;
     static struct claimed claimed;
     handle_open(rig_of(state), &handle, &rig_of(state)->conf);
-    int64_t due_ms = clock_wall_ms() + 300;
-    enqueue_numbered(&handle, 1, 1, 0);
-    enqueue_numbered(&handle, 2, 12, 0);
-    enqueue_numbered(&handle, 4, 1, 0);
-    enqueue_numbered(&handle, 3, 1, due_ms);
-    enqueue_numbered(&handle, 0, 1, due_ms);
-    enqueue_numbered(&handle, 5, 1, due_ms);
-    size_t hints = handle.hints;
-    claim_wait(&handle, "normal", "hve", 13, &first);
-    assert_int_equal(first.count, 13);
-    for (size_t i = 0; i < 13; i++) { /* the first one given back first */
-        queue_release(handle.queue, first.leases[i]);
-        queue_lease_free(&first.leases[i]);
-    }
-    RIG_WAIT(handle.rig, handle.hints > hints && clock_wall_ms() > due_ms);
-    static const size_t expected[] = {0,   100, 200, 201, 202, 203, 204, 205, 206,
-                                      207, 208, 209, 210, 211, 300, 400, 500};
-    size_t count = sizeof(expected) / sizeof(expected[0]);
-    struct totals_seen seen = {0};
-    do { /* the hint may be that of the release */
-        seen = totals_wait(&handle);
-    } while (seen.depth.batches[BATCH_DELAYED] > 0);
-    expect_order(&handle, &claimed, expected, count);
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 3);
+    draft.recipients[0][1].address = SPAN_LIT("bob@Fabrikam.example");
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    struct worked worked = order_wait(
+        &handle, (struct queue_order){.verb = QUEUE_CANCEL,
+                                      .selector = {.domain = SPAN_LIT("fabrikam.example")}});
+    assert_int_equal(worked.sums.recipients[RECIPIENT_QUEUED], 1);
+    assert_int_equal(worked.sums.changed, 1);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    assert_int_equal(claimed.count, 1);
+    assert_int_equal(claimed.leases[0]->open_mask, 5);
+    queue_lease_free(&claimed.leases[0]);
+    handle_close(&handle);
+}
 
-    /* Settled READY again, in two groups, the younger ones first. */
-    struct outcome outcome = {.rig = handle.rig};
-    struct queue_settlement again = {.next = QUEUE_NEXT_READY};
-    for (size_t i = count; i > 0; i--) {
-        assert_int_equal(
-            queue_settle(handle.queue, claimed.leases[i - 1], &again, on_settled, &outcome), 0);
-        queue_lease_free(&claimed.leases[i - 1]);
-        if (i == 8) {
-            RIG_WAIT(handle.rig, outcome.done == count - 7);
-        }
-    }
-    RIG_WAIT(handle.rig, outcome.ok == count);
+static void test_move(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    static struct claimed claimed;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    static char body[600];
+    memset(body, 'b', sizeof(body));
+    draft_fill(&draft, handle.queue, "erp", "normal", 2, 5);
+    draft.message.body = span_make(body, sizeof(body));
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    struct span ids[] = {span_of(draft.id)};
+    struct queue_order order = {.verb = QUEUE_MOVE,
+                                .ids = ids,
+                                .id_count = 1,
+                                .to = SPAN_LIT("graph"),
+                                .to_recipients_max = 4};
+    struct worked worked = order_wait(&handle, order);
+    assert_int_equal(worked.sums.changed, 0);
+    assert_int_equal(worked.sums.skipped, 2);
+    assert_string_equal(worked.reason, "It has more recipients than that backend takes at once.");
+    order.to_recipients_max = 0;
+    order.to_bytes_max = sizeof(body) - 100;
+    worked = order_wait(&handle, order);
+    assert_int_equal(worked.sums.changed, 0);
+    assert_string_equal(worked.reason, "It is larger than that backend takes.");
+    order.to_bytes_max = sizeof(body);
+    worked = order_wait(&handle, order);
+    assert_int_equal(worked.sums.changed, 2);
+    claim_wait(&handle, "normal", "hve", 10, &claimed);
+    assert_int_equal(claimed.count, 0);
+    claim_wait(&handle, "normal", "graph", 10, &claimed);
+    assert_int_equal(claimed.count, 2);
+    assert_true(span_eq(claimed.leases[0]->batch.backend, SPAN_LIT("graph")));
     recount(handle.rig);
-    expect_order(&handle, &claimed, expected, count);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < 2; i++) {
         queue_lease_free(&claimed.leases[i]);
     }
     handle_close(&handle);
 }
 
-/* A batch that expired while READY stands in two lists; it counts once, and the second entry goes
- * when it is met. */
-static void test_expired_counts_once(void **state)
+/* Ends all waiting batches with the states given to their recipients. */
+static void end_all(struct handle *handle, enum recipient_state first, enum recipient_state others)
+{
+    static struct claimed claimed;
+    claim_wait(handle, "normal", "hve", 100, &claimed);
+    for (size_t i = 0; i < claimed.count; i++) {
+        claimed.leases[i]->batch.attempts = 4;
+        claimed.leases[i]->batch.recipients[0].state = first;
+        lease_finish(claimed.leases[i], others);
+        assert_int_equal(settle_wait(handle, &claimed.leases[i], QUEUE_NEXT_DONE, 0), 0);
+    }
+}
+
+static void test_replay(void **state)
 {
     struct handle handle;
     static struct draft draft;
     static struct claimed claimed;
+    static const struct queue_lifetime lifetimes[] = {{.lane = "normal", .expires_ms = 7200000}};
     handle_open(rig_of(state), &handle, &rig_of(state)->conf);
-    draft_fill(&draft, handle.queue, "erp", "normal", 2, 1);
-    draft.message.expires_ms = clock_wall_ms() + 100;
-    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
-    RIG_WAIT(handle.rig, handle.swept_expired == 1);
-    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 2);
-    recount(handle.rig);
-    claim_wait(&handle, "normal", "hve", 1, &claimed);
-    assert_int_equal(claimed.count, 1);
-    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 1);
-    recount(handle.rig);
-    lease_finish(claimed.leases[0], RECIPIENT_EXPIRED);
-    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
-    claim_wait(&handle, "normal", "hve", 10, &claimed);
-    assert_int_equal(claimed.count, 1);
-    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 0);
-    recount(handle.rig);
-    lease_finish(claimed.leases[0], RECIPIENT_EXPIRED);
-    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
-    claim_wait(&handle, "normal", "hve", 10, &claimed);
-    assert_int_equal(claimed.count, 0);
-    handle_close(&handle);
-}
-
-/* Dead letters keep their body for their time, and go from the oldest when they are too many. */
-static void finish_one(struct handle *handle, enum recipient_state end)
-{
-    static struct draft draft;
-    static struct claimed claimed;
-    draft_fill(&draft, handle->queue, "erp", "normal", 1, 1);
-    assert_int_equal(enqueue_wait(handle, &draft.message, 0, NULL, NULL), 0);
-    claim_wait(handle, "normal", "hve", 1, &claimed);
-    assert_int_equal(claimed.count, 1);
-    lease_finish(claimed.leases[0], end);
-    assert_int_equal(settle_wait(handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
-}
-
-static void test_dead_letters(void **state)
-{
-    struct handle handle;
-    struct queue_conf conf = rig_of(state)->conf;
-    static struct draft draft;
-    static struct claimed claimed;
-    handle_open(rig_of(state), &handle, &conf);
-    finish_one(&handle, RECIPIENT_DELIVERED);
-    finish_one(&handle, RECIPIENT_FAILED);
-    finish_one(&handle, RECIPIENT_UNKNOWN);
+    enqueue_one(&handle, &draft, "erp", 2, 3);
+    end_all(&handle, RECIPIENT_DELIVERED, RECIPIENT_FAILED);
+    assert_int_equal(totals_wait(&handle).totals.bytes, 0);
+    struct queue_order order = {
+        .verb = QUEUE_REPLAY, .lifetimes = lifetimes, .lifetime_count = 1, .dry_run = true};
+    struct worked worked = order_wait(&handle, order);
+    assert_int_equal(worked.sums.changed, 0);
+    assert_int_equal(worked.sums.recipients[RECIPIENT_FAILED], 4);
+    order.dry_run = false;
+    order.selector.states = QUEUE_SELECT_EXPIRED;
+    assert_int_equal(order_wait(&handle, order).sums.batches, 0);
+    order.selector.states = QUEUE_SELECT_FAILED;
+    assert_int_equal(order_wait(&handle, order).sums.changed, 2);
     struct totals_seen seen = totals_wait(&handle);
-    assert_int_equal(seen.totals.dead_messages, 2);
-    assert_true(seen.totals.dead_bytes > 3000 && seen.totals.history_bytes > 3 * 800);
-    /* One dead batch of two: the body stays when the other one is delivered. */
-    draft_fill(&draft, handle.queue, "erp", "normal", 2, 1);
-    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
-    claim_wait(&handle, "normal", "hve", 2, &claimed);
-    lease_finish(claimed.leases[0], RECIPIENT_FAILED);
-    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    assert_int_equal(seen.totals.dead_messages, 0);
+    assert_int_equal(seen.totals.messages_open, 1);
+    assert_int_equal(seen.totals.recipients[RECIPIENT_FAILED], 0);
+
+    claim_wait(&handle, "normal", "hve", 10, &claimed);
+    assert_int_equal(claimed.count, 2);
+    assert_int_equal(claimed.leases[0]->batch.attempts, 0);
+    assert_int_equal(claimed.leases[0]->batch.epoch, 1);
+    assert_int_equal(claimed.leases[0]->open_mask, 6);
+    assert_true(span_eq(claimed.leases[0]->message.body, draft.message.body));
+    assert_true(claimed.leases[0]->message.expires_ms > clock_wall_ms() + 7100000);
+    for (size_t i = 0; i < 2; i++) {
+        lease_finish(claimed.leases[i], RECIPIENT_DELIVERED);
+        assert_int_equal(settle_wait(&handle, &claimed.leases[i], QUEUE_NEXT_DONE, 0), 0);
+    }
     recount(handle.rig);
-    lease_finish(claimed.leases[1], RECIPIENT_DELIVERED);
-    assert_int_equal(settle_wait(&handle, &claimed.leases[1], QUEUE_NEXT_DONE, 0), 0);
-    assert_int_equal(totals_wait(&handle).totals.dead_messages, 3);
-    recount(handle.rig);
+    /* A single batch as well, and the second time it fails it is dead again. */
+    enqueue_one(&handle, &draft, "erp", 1, 1);
+    end_all(&handle, RECIPIENT_UNKNOWN, RECIPIENT_UNKNOWN);
+    assert_int_equal(by_id(&handle, QUEUE_REPLAY, draft.id).sums.changed, 1);
+    end_all(&handle, RECIPIENT_EXPIRED, RECIPIENT_EXPIRED);
+    assert_int_equal(totals_wait(&handle).totals.dead_messages, 1);
     handle_close(&handle);
 
-    conf.dead_letter_bytes = 4000; /* room for two of three */
-    handle_open(rig_of(state), &handle, &conf);
-    RIG_WAIT(handle.rig, handle.swept_dead == 1);
-    assert_int_equal(totals_wait(&handle).totals.dead_messages, 2);
-    recount(handle.rig);
-    handle_close(&handle);
+    /* A replayed message's history is kept from its second end on. */
+    struct queue_conf conf = rig_of(state)->conf;
     conf.dead_letters_ms = 1;
     handle_open(rig_of(state), &handle, &conf);
-    RIG_WAIT(handle.rig, handle.swept_dead == 2);
-    seen = totals_wait(&handle);
-    assert_int_equal(seen.totals.dead_messages, 0);
-    assert_int_equal(seen.totals.dead_bytes, 0);
+    RIG_WAIT(handle.rig, handle.swept_dead == 1);
+    struct worked gone = by_id(&handle, QUEUE_REPLAY, draft.id);
+    assert_int_equal(gone.sums.changed, 0);
+    assert_string_equal(gone.reason, "Its body is no longer kept.");
     handle_close(&handle);
-}
-
-/* The history's budget lets the oldest go before its time, a dead letter with it. */
-static void test_history_budget(void **state)
-{
-    struct handle handle;
-    struct queue_conf conf = rig_of(state)->conf;
+    conf.retention_ms = 100;
     handle_open(rig_of(state), &handle, &conf);
-    finish_one(&handle, RECIPIENT_FAILED);
-    finish_one(&handle, RECIPIENT_DELIVERED);
-    finish_one(&handle, RECIPIENT_FAILED);
-    int64_t before = totals_wait(&handle).totals.history_bytes;
-    handle_close(&handle);
-    conf.history_bytes = (uint64_t)before - 1;
-    handle_open(rig_of(state), &handle, &conf);
-    RIG_WAIT(handle.rig, handle.swept_removed == 1);
-    struct totals_seen seen = totals_wait(&handle);
-    assert_int_equal(seen.totals.dead_messages, 1);
-    assert_int_equal(seen.totals.history_bytes, before * 2 / 3);
+    RIG_WAIT(handle.rig, handle.swept_removed == 4); /* two of these are of the first end */
     handle_close(&handle);
     handle.rig->history_removed = true;
 }
 
-/* Deletes what `arguments` say behind the queue's back and waits until the walk has mended as many
- * things, and until everything is as it was. */
-static void lose(struct handle *handle, const char *arguments, int64_t count)
-{
-    int64_t before = handle->swept_orphan;
-    redis_do(handle->rig, arguments);
-    redis_do(handle->rig, "HDEL {h0}:k walk"); /* begin anew, not after the pause */
-    RIG_WAIT(handle->rig, handle->swept_orphan >= before + count);
-    assert_int_equal(handle->swept_orphan, before + count);
-    recount(handle->rig);
-}
-
-static void test_orphans(void **state)
+static void test_purge(void **state)
 {
     struct handle handle;
-    static struct draft draft;
-    static struct claimed claimed;
-    char command[300];
+    static struct draft dead;
+    static struct draft open;
+    static struct shown shown;
     handle_open(rig_of(state), &handle, &rig_of(state)->conf);
-    enqueue_numbered(&handle, 1, 3, 0);
-    enqueue_numbered(&handle, 2, 1, 0);
-    enqueue_numbered(&handle, 3, 1, clock_wall_ms() + 600000);
-    recount(handle.rig);
-    lose(&handle, "DEL '{h0}:r:normal|hve|erp'", 4);
-    lose(&handle, "LREM '{h0}:r:normal|hve|erp' 1 01M00000000000000000000002-0/0", 1);
-    lose(&handle, "LPOP '{h0}:r:normal|hve|erp'", 1);
-    lose(&handle, "DEL '{h0}:c:normal|hve'", 1);
-    lose(&handle, "DEL '{h0}:d:normal|hve'", 1);
-    lose(&handle, "DEL {h0}:o:01M00000000000000000000001-0", 1);
-    static const size_t expected[] = {100, 101, 102, 200};
-    expect_order(&handle, &claimed, expected, 4);
-    lose(&handle, "ZREM {h0}:l 01M00000000000000000000001-0/0", 1);
-    lose(&handle, "HDEL {h0}:t 01M00000000000000000000001-0/1", 2); /* the lease's end, its place */
-    struct queue_settlement hold = {.next = QUEUE_NEXT_HOLD, .reason = SPAN_LIT("wait")};
-    struct outcome outcome = {.rig = handle.rig};
-    assert_int_equal(queue_settle(handle.queue, claimed.leases[3], &hold, on_settled, &outcome), 0);
-    RIG_WAIT(handle.rig, outcome.ok == 1);
-    lose(&handle, "DEL '{h0}:h:normal|hve'", 1);
-    lease_finish(claimed.leases[1], RECIPIENT_DELIVERED); /* whose lease was deleted */
-    assert_int_equal(settle_wait(&handle, &claimed.leases[1], QUEUE_NEXT_DONE, 0), ERR_STALE);
-
-    /* A finished message that stands among the open ones. */
-    draft_fill(&draft, handle.queue, "erp", "alert", 1, 1);
-    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
-    static struct claimed other;
-    claim_wait(&handle, "alert", "hve", 1, &other);
-    lease_finish(other.leases[0], RECIPIENT_DELIVERED);
-    assert_int_equal(settle_wait(&handle, &other.leases[0], QUEUE_NEXT_DONE, 0), 0);
-    (void)snprintf(command, sizeof(command), "HINCRBY {h0}:k bytes %zu",
-                   draft.message.body.len + 1024 + 512);
-    redis_do(handle.rig, command);
-    redis_do(handle.rig, "HINCRBY {h0}:k history -600");
-    (void)snprintf(command, sizeof(command), "ZADD {h0}:x 99999999999999 %s", draft.id);
-    lose(&handle, command, 1);
-    for (size_t i = 0; i < 4; i++) {
-        queue_lease_free(&claimed.leases[i]);
-    }
+    enqueue_one(&handle, &dead, "erp", 2, 1);
+    end_all(&handle, RECIPIENT_FAILED, RECIPIENT_FAILED);
+    enqueue_one(&handle, &open, "erp", 1, 1);
+    end_all(&handle, RECIPIENT_DELIVERED, RECIPIENT_DELIVERED);
+    enqueue_one(&handle, &open, "erp", 2, 1);
+    rig_of(state)->history_removed = true; /* from here on: what is purged is in no counter */
+    struct worked worked = order_wait(
+        &handle,
+        (struct queue_order){.verb = QUEUE_PURGE, .selector = {.states = QUEUE_SELECT_FAILED}});
+    assert_int_equal(worked.sums.changed, 2);
+    assert_int_equal(show_wait(&handle, dead.id, &shown), ERR_NOTFOUND);
+    struct totals_seen seen = totals_wait(&handle);
+    assert_int_equal(seen.totals.dead_messages, 0);
+    assert_int_equal(seen.totals.messages_open, 1);
+    worked = order_wait(&handle, (struct queue_order){.verb = QUEUE_PURGE});
+    assert_int_equal(worked.sums.messages, 3); /* the open one is met again among the finished */
+    seen = totals_wait(&handle);
+    assert_int_equal(seen.totals.messages_open, 0);
+    assert_int_equal(seen.totals.history_bytes, 0);
+    assert_int_equal(show_wait(&handle, open.id, &shown), ERR_NOTFOUND);
+    assert_int_equal(claimable(&handle, "hve"), 0);
     handle_close(&handle);
 }
 
-/* More messages and batches than one step looks at: the walk goes on where it was, also in the
- * middle of a message. */
-static void test_orphans_in_steps(void **state)
+/* Each part of a selector, on eight messages in four shards. */
+static void test_selectors(void **state)
 {
-    enum { MESSAGES = 150, BATCHES = 40, ALL = 12 * BATCHES + MESSAGES - 12 };
+    enum { COUNT = 8 };
     struct handle handle;
-    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
-    for (size_t i = 0; i < MESSAGES; i++) {
-        enqueue_numbered(&handle, i, i < 12 ? BATCHES : 1, 0);
+    struct queue_conf conf = rig_of(state)->conf;
+    static struct draft draft;
+    conf.shards = 4;
+    handle_open(rig_of(state), &handle, &conf);
+    int64_t now_ms = clock_wall_ms();
+    for (size_t i = 0; i < COUNT; i++) {
+        draft_fill(&draft, handle.queue, i % 2 == 0 ? "erp" : "zabbix", i < 3 ? "alert" : "normal",
+                   1, 1);
+        (void)snprintf(draft.id, sizeof(draft.id), "01M%023zu-%zu", i, i % 4);
+        draft.message.id = span_of(draft.id);
+        draft.message.header_from = i == 5 ? SPAN_LIT("Boss@Fabrikam.example")
+                                           : SPAN_LIT("sender@contoso.com");
+        draft.message.tags = i == 6 ? SPAN_LIT("night\nrun-7\n") : (struct span){0};
+        draft.message.accepted_ms = now_ms - (int64_t)i * 1000;
+        draft.batches[0].backend = i == 7 ? SPAN_LIT("graph") : SPAN_LIT("hve");
+        int64_t due_ms = i == 4 ? now_ms + 600000 : 0;
+        assert_int_equal(enqueue_wait(&handle, &draft.message, due_ms, NULL, NULL), 0);
     }
-    lose(&handle, "DEL '{h0}:r:normal|hve|erp'", ALL);
-    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], ALL);
+    static const struct {
+        struct queue_selector selector;
+        int64_t matched;
+    } rows[] = {
+        {.matched = 8},
+        {{.client = {.data = "zabbix", .len = 6}}, 4},
+        {{.lane = {.data = "alert", .len = 5}}, 3},
+        {{.backend = {.data = "graph", .len = 5}}, 1},
+        {{.sender = {.data = "boss@fabrikam.example", .len = 21}}, 1},
+        {{.sender = {.data = "*@fabrikam.example", .len = 18}}, 1},
+        {{.sender = {.data = "*@contoso.com", .len = 13}}, 8}, /* the reverse-path, too */
+        {{.domain = {.data = "contoso.com", .len = 11}}, 8},
+        {{.domain = {.data = "toso.com", .len = 8}}, 0},
+        {{.tag = {.data = "run-7", .len = 5}}, 1},
+        {{.tag = {.data = "run", .len = 3}}, 0},
+        {{.states = QUEUE_SELECT_DELAYED}, 1},
+        {{.states = QUEUE_SELECT_READY}, 7},
+        {{.client = {.data = "erp", .len = 3}, .lane = {.data = "alert", .len = 5}}, 2},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct worked worked = order_wait(
+            &handle, (struct queue_order){
+                         .verb = QUEUE_HOLD, .selector = rows[i].selector, .dry_run = true});
+        if (worked.sums.batches != rows[i].matched) {
+            fail_msg("row %zu: %lld matched", i, (long long)worked.sums.batches);
+        }
+        assert_int_equal(worked.sums.changed, 0);
+    }
+    struct worked worked = order_wait(
+        &handle, (struct queue_order){.verb = QUEUE_HOLD,
+                                      .selector = {.accepted_before_ms = now_ms - 4500}});
+    assert_int_equal(worked.sums.changed, 3);
+    struct span ids[] = {SPAN_LIT("01M00000000000000000000003-3/0"),
+                         SPAN_LIT("01M00000000000000000000002-2"),
+                         SPAN_LIT("01M00000000000000000000009-1"), SPAN_LIT("nonsense")};
+    worked = order_wait(&handle,
+                        (struct queue_order){.verb = QUEUE_HOLD, .ids = ids, .id_count = 4});
+    assert_int_equal(worked.sums.changed, 2);
+    assert_int_equal(worked.sums.found, 2);
+    assert_int_equal(worked.sums.skipped, 2);
+    assert_string_equal(worked.reason, "There is no such message.");
+    handle_close(&handle);
+}
+
+/* In pages of a few messages, with batches above a page, the cursor leads through all once. */
+static void test_pages(void **state)
+{
+    enum { MESSAGES = 30 };
+    struct handle handle;
+    struct queue_conf conf = rig_of(state)->conf;
+    static struct draft draft;
+    conf.shards = 2;
+    handle_open(rig_of(state), &handle, &conf);
+    int64_t expires_ms = clock_wall_ms() + 3600000;
+    int64_t batches = 0;
+    for (size_t i = 0; i < MESSAGES; i++) {
+        draft_fill(&draft, handle.queue, "erp", "normal", 1 + i, 1);
+        draft.message.expires_ms = expires_ms; /* the same: the cursor goes by id then */
+        assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+        batches += 1 + (int64_t)i;
+    }
+    static const enum queue_verb verbs[] = {QUEUE_HOLD, QUEUE_MOVE, QUEUE_RELEASE, QUEUE_CANCEL};
+    for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++) {
+        char cursor[128] = "";
+        int64_t changed = 0;
+        size_t calls = 0;
+        do {
+            struct worked worked = order_wait(&handle,
+                                              (struct queue_order){.verb = verbs[i],
+                                                                   .to = SPAN_LIT("graph"),
+                                                                   .limit = 4,
+                                                                   .cursor = span_of(cursor)});
+            changed += worked.sums.changed;
+            memcpy(cursor, worked.cursor, sizeof(cursor));
+            calls++;
+        } while (cursor[0] != '\0');
+        assert_int_equal(changed, batches);
+        assert_true(calls > 4);
+    }
+    assert_int_equal(totals_wait(&handle).totals.messages_open, 0);
+    struct worked worked = {.rig = handle.rig};
+    struct queue_order bad = {.verb = QUEUE_HOLD, .limit = 1, .cursor = SPAN_LIT("x9:")};
+    assert_int_equal(queue_work(handle.queue, &bad, on_worked, &worked), ERR_INVAL);
+    bad.cursor = SPAN_LIT("z0:");
+    assert_int_equal(queue_work(handle.queue, &bad, on_worked, &worked), ERR_INVAL);
+    bad.cursor = (struct span){0};
+    bad.limit = 0;
+    assert_int_equal(queue_work(handle.queue, &bad, on_worked, &worked), ERR_INVAL);
+    handle_close(&handle);
+}
+
+struct dead_list {
+    struct rig *rig;
+    bool done;
+    size_t count;
+    char ids[32][MESSAGE_ID_MAX + 1];
+    char cursor[256];
+};
+
+static void on_dead(void *ctx, int status, const struct message *messages, size_t count,
+                    struct span next)
+{
+    struct dead_list *list = ctx;
+    assert_int_equal(status, 0);
+    for (size_t i = 0; i < count; i++) {
+        (void)snprintf(list->ids[list->count++], MESSAGE_ID_MAX + 1, "%.*s",
+                       SPAN_FMT(messages[i].id));
+    }
+    (void)snprintf(list->cursor, sizeof(list->cursor), "%.*s", SPAN_FMT(next));
+    list->done = true;
+    loop_stop(list->rig->loop);
+}
+
+/* Dead letters in pages, each once, also those of one millisecond. */
+static void test_dead_list(void **state)
+{
+    enum { COUNT = 20 };
+    struct handle handle;
+    struct queue_conf conf = rig_of(state)->conf;
+    static struct draft draft;
+    static struct claimed claimed;
+    static struct dead_list list;
+    conf.shards = 2;
+    handle_open(rig_of(state), &handle, &conf);
+    for (size_t i = 0; i < COUNT; i++) {
+        enqueue_one(&handle, &draft, i == 7 ? "zabbix" : "erp", 1, 1);
+    }
+    claim_wait(&handle, "normal", "hve", COUNT, &claimed);
+    assert_int_equal(claimed.count, COUNT);
+    struct outcome outcome = {.rig = handle.rig};
+    struct queue_settlement settlement = {.next = QUEUE_NEXT_DONE};
+    for (size_t i = 0; i < COUNT; i++) {
+        lease_finish(claimed.leases[i], i < 3 ? RECIPIENT_DELIVERED : RECIPIENT_FAILED);
+        assert_int_equal(
+            queue_settle(handle.queue, claimed.leases[i], &settlement, on_settled, &outcome), 0);
+        queue_lease_free(&claimed.leases[i]);
+    }
+    RIG_WAIT(handle.rig, outcome.ok == COUNT);
+    list = (struct dead_list){.rig = handle.rig};
+    do {
+        char cursor[256];
+        memcpy(cursor, list.cursor, sizeof(cursor));
+        struct queue_filter filter = {.dead_only = true, .limit = 3, .cursor = span_of(cursor)};
+        list.done = false;
+        assert_int_equal(queue_list(handle.queue, &filter, on_dead, &list), 0);
+        RIG_WAIT(handle.rig, list.done);
+    } while (list.cursor[0] != '\0' && list.count < 28);
+    assert_int_equal(list.count, COUNT - 3);
+    for (size_t i = 0; i < list.count; i++) {
+        for (size_t j = 0; j < i; j++) {
+            assert_string_not_equal(list.ids[i], list.ids[j]);
+        }
+    }
     handle_close(&handle);
 }
 
@@ -365,10 +573,17 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_poison),       TEST(test_settle_ends_the_row),
-        TEST(test_age_order),    TEST(test_expired_counts_once),
-        TEST(test_dead_letters), TEST(test_history_budget),
-        TEST(test_orphans),      TEST(test_orphans_in_steps),
+        TEST(test_hold_and_release),
+        TEST(test_release_unknown),
+        TEST(test_retry),
+        TEST(test_cancel),
+        TEST(test_cancel_domain),
+        TEST(test_move),
+        TEST(test_replay),
+        TEST(test_purge),
+        TEST(test_selectors),
+        TEST(test_pages),
+        TEST(test_dead_list),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
