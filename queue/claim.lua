@@ -2,8 +2,8 @@
 --
 -- KEYS: shard tag. ARGV: lease_ms, token, most body bytes to hand out, number of wants; then per want
 --   pair, backend, most batches (negative: of expired messages only).
--- Reply: {closed_until_ms per want}, {entry, stored batch, ...}, {id, stored message, body, ...}. A large body is ''
---   here and fetched by GET: it would be copied six times on its way through a script.
+-- Reply: {closed_until_ms per want}, {entry, stored batch, ...}. The holder of the leases reads messages and bodies by
+--   himself: on their way through a script they would be copied three times and hashed.
 --
 -- A popped entry is taken only when its batch is READY ('R', or 'E': past its expiry), not leased, and still of
 -- this pair. All others are stale: their batch left the list without being popped (it expired, an operator took
@@ -96,7 +96,7 @@ for i = 1, wants do
     end
 end
 if #taken == 0 then
-    return {closed, {}, {}}
+    return {closed, {}}
 end
 
 local leased = redis.call('HMGET', tag .. ':t', unpack(taken))
@@ -105,9 +105,8 @@ for i = 1, #taken do
     keys[i] = tag .. ':q:' .. taken[i]
 end
 local stored = redis.call('MGET', unpack(keys))
-local batches, ends, tokens, ids, seen, stale = {}, {}, {}, {}, {}, nil
+local batches, ends, tokens, seen, stale = {}, {}, {}, {}, nil
 local lease_end = string.format('%.0f', now + lease_ms)
-keys = {}
 for i = 1, #taken do
     local entry, state, pair = taken[i], stored[i] and string.byte(stored[i]), pair_of[i]
     if not leased[i] and not seen[entry] and (state == 82 or state == 69)
@@ -117,14 +116,6 @@ for i = 1, #taken do
         batches[n + 1], batches[n + 2] = entry, stored[i]
         ends[n + 1], ends[n + 2] = lease_end, entry
         tokens[n + 1], tokens[n + 2] = entry, 'c' .. token .. '|' .. pair
-        local id = string.sub(entry, 1, string.find(entry, '/', 1, true) - 1)
-        if not seen[id] then
-            seen[id] = true
-            ids[#ids + 1] = id
-            keys[#keys + 1] = tag .. ':m:' .. id
-            local large = string.find(entry, '*', 1, true)
-            keys[#keys + 1] = tag .. (large and ':n:' or ':b:') .. id
-        end
     else
         stale = stale or {}
         stale[pair] = (stale[pair] or 0) + 1
@@ -133,15 +124,8 @@ end
 for pair, count in pairs(stale or {}) do
     redis.call('HINCRBY', tag .. ':k', 'stale|' .. pair, -count)
 end
-if #ids == 0 then
-    return {closed, {}, {}}
+if #ends > 0 then
+    redis.call('ZADD', tag .. ':l', unpack(ends))
+    redis.call('HSET', tag .. ':t', unpack(tokens))
 end
-redis.call('ZADD', tag .. ':l', unpack(ends))
-redis.call('HSET', tag .. ':t', unpack(tokens))
-local records = redis.call('MGET', unpack(keys))
-local messages = {}
-for i = 1, #ids do
-    local n = 3 * i
-    messages[n - 2], messages[n - 1], messages[n] = ids[i], records[2 * i - 1], records[2 * i]
-end
-return {closed, batches, messages}
+return {closed, batches}

@@ -2,17 +2,17 @@
 --
 -- KEYS: shard tag, then one idempotency key for each message that has one, in order.
 -- ARGV: max_bytes (0: no limit at all), idempotency ttl ms, number of messages; then per message
---   id, charge, expires_ms, stored message, body, recipients, 'owner|fingerprint', answer (both '' without a key),
---   flags (1: there is a key; 2 * n: the body is large, its n list elements were sent before), number of batches,
---   most bytes for its lane; then per batch
---   entry, pair, client, due_ms (0: ready), stored batch.
+--   id, charge, expires_ms, recipients, due_ms (0: ready), flags (1: there is a key; 2 * n: the body is large, its n list
+--   elements were sent before), number of batches, most bytes for its lane, the route LANE|BACKEND|CLIENT of each batch; of a
+--   large one '*KiB'; with a key 'owner|fingerprint', answer.
 -- At the end: how long a segment of the search index lives (ms), records for the index.
 -- Reply: per message 0 (stored), 1 (full), 2 (conflict), 3 (its large body did not arrive),
 --   4 (its key is reserved by another owner) or {id, answer} (known key);
 --   then, when the tail of the search index became a segment, its number.
 --
--- Everything of the group is collected first and written with a few variadic calls: the price of a call
--- is most of the price of a script.
+-- The records (:m, :q, :o, small :b) were written by the MSET before this script in the same transaction: those of a
+-- message that is refused are deleted here. Everything else of the group is collected first and written with a few variadic
+-- calls: the price of a call is most of the price of a script.
 local tag = KEYS[1]
 local max_bytes = tonumber(ARGV[1])
 local used = 0
@@ -21,7 +21,7 @@ if max_bytes > 0 then
 end
 local next_key = 2
 local at = 4
-local strings, expiries, ids, replies = {}, {}, {}, {}
+local expiries, ids, replies = {}, {}, {}
 local ready, ready_order, delayed, delayed_order = {}, {}, {}, {}
 local charged, recipients = 0, 0
 local large, unwanted = {}, {}
@@ -52,11 +52,11 @@ local function many(command, key, list)
     return result
 end
 
-local function known()
+local function known(claim)
     local key = KEYS[next_key]
     next_key = next_key + 1
     local old = redis.call('HMGET', key, 'f', 'i', 'a', 't')
-    local owner, fingerprint = string.match(ARGV[at + 6], '^([^|]*)|(.*)$')
+    local owner, fingerprint = string.match(claim, '^([^|]*)|(.*)$')
     if not old[2] then
         if old[4] and old[4] ~= owner then
             return 4
@@ -69,74 +69,72 @@ local function known()
     return {old[2], old[3]}
 end
 
+local function refuse(id, batches, suffix)
+    local n = #unwanted
+    unwanted[n + 1], unwanted[n + 2], unwanted[n + 3] = tag .. ':m:' .. id, tag .. ':b:' .. id, tag .. ':o:' .. id
+    for b = 0, batches - 1 do
+        unwanted[n + 4 + b] = tag .. ':q:' .. id .. '/' .. b .. suffix
+    end
+end
+
 for i = 1, tonumber(ARGV[3]) do
     local id, charge = ARGV[at], tonumber(ARGV[at + 1])
-    local batches = tonumber(ARGV[at + 9])
+    local due, flags, batches = ARGV[at + 4], tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
     local reply, key, fingerprint = nil, nil, nil
-    local flags = tonumber(ARGV[at + 8])
-    local body_key = tag .. ':b:' .. id
-    if flags % 2 == 1 then
-        reply, key, fingerprint = known()
+    local routes = at + 8
+    local suffix, rest = '', routes + batches
+    if flags >= 2 then
+        suffix = ARGV[rest]
+        rest = rest + 1
     end
-    if not reply and max_bytes > 0 and used + charge > tonumber(ARGV[at + 10]) then
+    if flags % 2 == 1 then
+        reply, key, fingerprint = known(ARGV[rest])
+        rest = rest + 2
+    end
+    if not reply and max_bytes > 0 and used + charge > tonumber(ARGV[at + 7]) then
         reply = 1
     end
-    if flags >= 2 then
-        if reply then
-            unwanted[#unwanted + 1] = body_key
-        elseif redis.call('LLEN', body_key) ~= math.floor(flags / 2) then
+    if not reply and flags >= 2 then
+        local body_key = tag .. ':b:' .. id
+        if redis.call('LLEN', body_key) ~= math.floor(flags / 2) then
             reply = 3
         else
             large[#large + 1] = body_key
         end
     end
-    if not reply then
+    if reply then
+        refuse(id, batches, suffix)
+    else
         reply = 0
         used = used + charge
         charged = charged + charge
-        recipients = recipients + tonumber(ARGV[at + 5])
+        recipients = recipients + tonumber(ARGV[at + 3])
         ids[#ids + 1] = id
         expiries[#expiries + 1] = ARGV[at + 2]
         expiries[#expiries + 1] = id
-        local n = #strings
-        strings[n + 1], strings[n + 2] = tag .. ':m:' .. id, ARGV[at + 3]
-        n = n + 2
-        if flags < 2 then
-            strings[n + 1], strings[n + 2] = body_key, ARGV[at + 4]
-            n = n + 2
-        end
-        if batches > 1 then
-            strings[n + 1], strings[n + 2] = tag .. ':o:' .. id, batches
-            n = n + 2
-        end
-        local b = at + 11
-        for _ = 1, batches do
-            local entry, due = ARGV[b], ARGV[b + 3]
-            strings[n + 1], strings[n + 2] = tag .. ':q:' .. entry, ARGV[b + 4]
-            n = n + 2
+        for b = 0, batches - 1 do
+            local entry, route = id .. '/' .. b .. suffix, ARGV[routes + b]
             if due == '0' then
-                add(ready, ready_order, ARGV[b + 1] .. '|' .. ARGV[b + 2], entry)
+                add(ready, ready_order, route, entry)
             else
-                add(delayed, delayed_order, tag .. ':d:' .. ARGV[b + 1], due, entry)
+                add(delayed, delayed_order, tag .. ':d:' .. string.match(route, '^([^|]*|[^|]*)|'), due, entry)
             end
-            b = b + 5
         end
         if key then
-            redis.call('HSET', key, 'f', fingerprint, 'i', id, 'a', ARGV[at + 7])
+            redis.call('HSET', key, 'f', fingerprint, 'i', id, 'a', ARGV[rest - 1])
             redis.call('PEXPIRE', key, ARGV[2])
         end
     end
     replies[i] = reply
-    at = at + 11 + 5 * batches
+    at = rest
 end
 if #unwanted > 0 then
-    redis.call('UNLINK', unpack(unwanted))
+    many('UNLINK', nil, unwanted)
 end
 if #ids == 0 then
     return replies
 end
 
-many('MSET', nil, strings)
 for _, body_key in ipairs(large) do
     redis.call('PERSIST', body_key)
 end

@@ -358,6 +358,15 @@ int nodes_eval(struct nodes *nodes, uint32_t shard, size_t script, size_t key_co
     return submit(nodes, shard, redis_request_new((int)script, key_count, head, args, cb, ctx));
 }
 
+int nodes_eval_behind(struct nodes *nodes, uint32_t shard, struct redis_args *ahead, size_t script,
+                      size_t key_count, struct redis_args *head, struct redis_args *args,
+                      redis_cb cb, void *ctx)
+{
+    struct redis_request *request = redis_request_new((int)script, key_count, head, args, cb, ctx);
+    redis_request_put_ahead(request, ahead);
+    return submit(nodes, shard, request);
+}
+
 size_t nodes_waiting_bytes(const struct nodes *nodes, uint32_t shard)
 {
     const struct shard *row = shard_of(nodes, shard);

@@ -51,6 +51,11 @@ MUST_USE int nodes_call(struct nodes *nodes, uint32_t shard, struct redis_args *
                         void *ctx);
 MUST_USE int nodes_eval(struct nodes *nodes, uint32_t shard, size_t script, size_t key_count,
                         struct redis_args *head, struct redis_args *args, redis_cb cb, void *ctx);
+/* The same behind a plain command on keys of the shard: one transaction, of which the callback gets
+ * the script's answer. Takes `ahead` too. */
+MUST_USE int nodes_eval_behind(struct nodes *nodes, uint32_t shard, struct redis_args *ahead,
+                               size_t script, size_t key_count, struct redis_args *head,
+                               struct redis_args *args, redis_cb cb, void *ctx);
 /* Bytes of commands for the shard that were not answered yet. */
 size_t nodes_waiting_bytes(const struct nodes *nodes, uint32_t shard);
 enum redis_wait nodes_wait_kind(const struct nodes *nodes, uint32_t shard);

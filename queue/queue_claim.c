@@ -1,5 +1,11 @@
 /* Claim: asks the shards in turn until the wants are filled, and makes leases of what they hand
- * out. */
+ * out.
+ *
+ *   ask ──► script's answer: batches, leased ──► MGET of their messages and small bodies
+ *                                                   ──► large bodies, if any ──► the next shard
+ *
+ * A lease whose message or body could not be had (the connection broke in between) is not handed
+ * out: it ends by itself and the batch is ready again. */
 #include "queue/queue_internal.h"
 
 #include "gateway/base/failpoint.h"
@@ -39,6 +45,15 @@ struct claim {
     struct queue_lease **leases; /* NULL: one whose body could not be had */
     size_t lease_count, lease_cap;
     size_t fetches; /* large bodies on their way */
+    struct pending *pending;
+    size_t pending_count;
+};
+
+/* A lease that waits for its message. */
+struct pending {
+    struct queue_lease *lease;
+    size_t message; /* which one of those asked for */
+    bool large;
 };
 
 /* The large body of one message, for the leases that need it: `count` of the claim's from `first`
@@ -85,25 +100,20 @@ static void claim_finish(struct claim *claim, int status)
 }
 
 /* A lease keeps copies of its own: stored records and body, in its arena. */
-static int fill_lease(struct queue_lease *lease, const struct redis_value *batch,
-                      const struct redis_value *message)
+static int fill_batch(struct queue_lease *lease, struct span entry, struct span stored)
 {
-    struct span own_id = arena_dup(&lease->arena, redis_item(message, 0)->text);
-    struct span own_message = arena_dup(&lease->arena, redis_item(message, 1)->text);
-    struct span own_batch = arena_dup(&lease->arena, batch->text);
-    if (own_id.data == NULL || own_message.data == NULL || own_batch.data == NULL) {
+    struct span id = span_cut(&entry, '/');
+    struct span own_id = arena_dup(&lease->arena, id);
+    struct span own_batch = arena_dup(&lease->arena, stored);
+    if (own_id.data == NULL || own_batch.data == NULL) {
         return ERR_NOMEM;
     }
     struct batch_head head;
-    int status = queue_message_read(own_message, &lease->message, &lease->batch_total);
-    if (status == 0) {
-        status = queue_batch_read(own_batch, &lease->arena, &head, &lease->batch);
-    }
+    lease->message.id = own_id;
+    int status = queue_batch_read(own_batch, &lease->arena, &head, &lease->batch);
     if (status != 0) {
         return status;
     }
-    lease->message.id = own_id;
-    lease->charge = queue_message_charge(own_message);
     lease->batch.state = BATCH_CLAIMED;
     lease->epoch = head.epoch + 1;
     lease->was_started = head.starts > 0;
@@ -112,6 +122,19 @@ static int fill_lease(struct queue_lease *lease, const struct redis_value *batch
         lease->open_mask |= open ? (uint64_t)1 << i : 0;
     }
     return 0;
+}
+
+static int fill_message(struct queue_lease *lease, const struct redis_value *stored)
+{
+    struct span id = lease->message.id;
+    struct span own_message = arena_dup(&lease->arena, stored->text);
+    if (own_message.data == NULL) {
+        return ERR_NOMEM;
+    }
+    int status = queue_message_read(own_message, &lease->message, &lease->batch_total);
+    lease->message.id = id;
+    lease->charge = status == 0 ? queue_message_charge(own_message) : 0;
+    return status;
 }
 
 /* A small body, out of its frame. Errors: ERR_NOMEM; ERR_INVAL with a sentence: it cannot be read.
@@ -247,64 +270,142 @@ static int64_t body_bytes(struct span entry)
     return span_to_u64(entry, INT64_MAX / 1024, &kib) == 0 ? (int64_t)kib * 1024 : SMALL_BODY_BYTES;
 }
 
-static void take_batch(struct claim *claim, struct span entry, const struct redis_value *batch,
-                       const struct redis_value *message, struct fetch **last)
+/* The name of the message's record or body, as an argument. */
+static void add_key(struct redis_args *args, uint32_t shard, char kind, struct span id)
+{
+    char key[QUEUE_BODY_KEY_MAX];
+    char tag[QUEUE_TAG_MAX];
+    queue_tag(shard, tag);
+    int len = snprintf(key, sizeof(key), "%s:%c:%.*s", tag, kind, SPAN_FMT(id));
+    redis_args_add(args, span_make(key, (size_t)len));
+}
+
+/* Which message of those asked for this is; asks for it when it is none of the last. Batches of one
+ * message stand near each other; one asked for twice does no harm. */
+static size_t ask_for_message(const struct claim *claim, struct redis_args *args, struct span id)
+{
+    enum { LOOK_BACK = 16 };
+    for (size_t i = 0; i < claim->pending_count && i < LOOK_BACK; i++) {
+        const struct pending *other = &claim->pending[claim->pending_count - 1 - i];
+        if (span_eq(other->lease->message.id, id)) {
+            return other->message;
+        }
+    }
+    size_t index = (args->count - 1) / 2;
+    add_key(args, claim->shard, 'm', id);
+    add_key(args, claim->shard, 'b', id); /* nil when it is large */
+    return index;
+}
+
+/* A batch the script has leased. */
+static void take_batch(struct claim *claim, struct span entry, struct span stored,
+                       struct redis_args *args)
 {
     struct queue_lease *lease = mem_zero(sizeof(*lease));
     bool large = span_find(entry, '*') < entry.len;
-    char why[WHY_MAX];
     arena_init(&lease->arena, LEASE_MAX_BYTES);
     claim->budget_bytes -= body_bytes(entry);
     memcpy(lease->token, claim->token, sizeof(lease->token));
     lease->lease_end_ms = claim->lease_end_ms;
-    int status = fill_lease(lease, batch, message);
-    if (status == 0 && large) {
-        lease->entry_bytes = (size_t)body_bytes(entry);
+    lease->entry_bytes = large ? (size_t)body_bytes(entry) : 0;
+    int status = fill_batch(lease, entry, stored);
+    if (status == 0) {
+        size_t message = ask_for_message(claim, args, lease->message.id);
+        claim->pending[claim->pending_count++] = (struct pending){
+            .lease = lease, .message = message, .large = large};
+        return;
+    }
+    queue_lease_free(&lease);
+    if (status != ERR_NOMEM) { /* then the lease ends by itself */
+        give_up_batch(claim, entry, pair_of_stored(stored));
+    }
+}
+
+/* Its message's record cannot be read. */
+static void give_up_lease(struct claim *claim, const struct queue_lease *lease)
+{
+    char entry[QUEUE_ENTRY_MAX];
+    char pair[QUEUE_NAMES_MAX + 2];
+    queue_entry(lease->message.id, lease->batch.number, lease->entry_bytes, entry);
+    if (queue_pair_name(lease->batch.lane, lease->batch.backend, pair) == 0) {
+        give_up_batch(claim, span_of(entry), span_of(pair));
+    }
+}
+
+static void take_message(struct claim *claim, struct pending *pending,
+                         const struct redis_value *message, const struct redis_value *body,
+                         struct fetch **last)
+{
+    struct queue_lease *lease = pending->lease;
+    char why[WHY_MAX];
+    int status = fill_message(lease, message);
+    if (status == ERR_NOMEM) {
+        queue_lease_free(&lease);
+        return;
+    }
+    if (status != 0) {
+        give_up_lease(claim, lease);
+        queue_lease_free(&lease);
+        return;
+    }
+    if (pending->large) {
         keep_lease(claim, lease);
         fetch_body(claim, last);
         return;
     }
-    if (status == 0) {
-        status = fill_body(claim->queue, lease, redis_item(message, 2), why);
-        if (status == ERR_INVAL) {
-            hold_lease(claim, &lease, why);
-            return;
-        }
-    }
+    status = fill_body(claim->queue, lease, body, why);
     if (status == 0) {
         keep_lease(claim, lease);
         link_lease(claim, lease);
-        return;
+    } else if (status == ERR_INVAL) {
+        hold_lease(claim, &lease, why);
+    } else {
+        queue_lease_free(&lease);
     }
-    queue_lease_free(&lease);
-    if (status == ERR_NOMEM) {
-        return; /* the lease ends by itself and the batch is ready again */
-    }
-    give_up_batch(claim, entry, pair_of_stored(batch->text));
 }
 
-/* `messages` is flat: id, stored, body, id, ...; batches of one message stand near each other. */
-static void take_batches(struct claim *claim, const struct redis_value *batches,
-                         const struct redis_value *messages)
+static void drop_pending(struct claim *claim)
 {
-    size_t at = 0;
+    mem_free(claim->pending);
+    claim->pending = NULL;
+    claim->pending_count = 0;
+}
+
+/* `value`: record and small body of each message asked for. */
+static void on_messages(void *ctx, int status, const struct redis_value *value)
+{
+    struct claim *claim = ctx;
     struct fetch *last = NULL;
+    for (size_t i = 0; i < claim->pending_count; i++) {
+        struct pending *pending = &claim->pending[i];
+        if (status != 0) {
+            queue_lease_free(&pending->lease);
+        } else {
+            take_message(claim, pending, redis_item(value, 2 * pending->message),
+                         redis_item(value, 2 * pending->message + 1), &last);
+        }
+    }
+    drop_pending(claim);
+    if (claim->fetches == 0) {
+        ask_next(claim);
+    }
+}
+
+/* Takes what the script leased and asks for what belongs to it. */
+static void take_batches(struct claim *claim, const struct redis_value *batches)
+{
+    struct redis_args args;
+    redis_args_init(&args);
+    redis_args_text(&args, "MGET");
+    claim->pending = mem_zero((batches->count / 2 + 1) * sizeof(*claim->pending));
     for (size_t i = 0; i + 1 < batches->count; i += 2) {
-        struct span entry = batches->items[i].text;
-        struct span rest = entry;
-        struct span id = span_cut(&rest, '/');
-        for (size_t tries = 0; tries < messages->count / 3; tries++) {
-            if (span_eq(redis_item(messages, at)->text, id)) {
-                break;
-            }
-            at = at + 3 < messages->count ? at + 3 : 0;
-        }
-        struct redis_value message = {.type = REDIS_ARRAY};
-        if (at + 3 <= messages->count) {
-            message.items = &messages->items[at];
-            message.count = 3;
-        }
-        take_batch(claim, entry, &batches->items[i + 1], &message, &last);
+        take_batch(claim, batches->items[i].text, batches->items[i + 1].text, &args);
+    }
+    if (claim->pending_count == 0) {
+        redis_args_release(&args);
+        on_messages(claim, 0, NULL);
+    } else if (nodes_call(claim->queue->nodes, claim->shard, &args, on_messages, claim) != 0) {
+        on_messages(claim, ERR_UNAVAILABLE, NULL);
     }
 }
 
@@ -365,11 +466,9 @@ static void on_claimed(void *ctx, int status, const struct redis_value *value)
         want->closed_until_ms = until > want->closed_until_ms ? until : want->closed_until_ms;
     }
     const struct redis_value *batches = redis_item(value, 1);
-    const struct redis_value *messages = redis_item(value, 2);
-    if (batches->type == REDIS_ARRAY && messages->type == REDIS_ARRAY) {
-        take_batches(claim, batches, messages);
-    }
-    if (claim->fetches == 0) {
+    if (batches->type == REDIS_ARRAY && batches->count > 0) {
+        take_batches(claim, batches);
+    } else {
         ask_next(claim);
     }
 }

@@ -202,13 +202,16 @@ static redisReplyObjectFunctions value_functions = {
 
 size_t redis_request_bytes(const struct redis_request *request)
 {
-    return buf_len(&request->head.bytes) + buf_len(&request->body.bytes);
+    return buf_len(&request->head.bytes) + buf_len(&request->body.bytes) +
+           buf_len(&request->ahead.bytes);
 }
 
 static void request_release(struct redis_request *request)
 {
     redis_args_release(&request->head);
     redis_args_release(&request->body);
+    redis_args_release(&request->ahead);
+    mem_free(request->refusal);
     mem_free(request);
 }
 
@@ -411,6 +414,21 @@ static bool request_kept(const struct redis *redis, const struct redis_request *
            (redis->ops->on_redirect != NULL && request->shard != REDIS_NO_SHARD);
 }
 
+/* What stands before the script of a transaction. */
+static int write_ahead(struct redis *redis, struct redis_request *request)
+{
+    char text[64];
+    mem_free(request->refusal);
+    request->refusal = NULL;
+    request->answers = 0;
+    if (request->ahead.count == 0) {
+        return 0;
+    }
+    int len = snprintf(text, sizeof(text), "*1\r\n$5\r\nMULTI\r\n*%zu\r\n", request->ahead.count);
+    int status = stream_write(redis->stream, span_make(text, (size_t)len));
+    return status != 0 ? status : stream_write(redis->stream, buf_span(&request->ahead.bytes));
+}
+
 static int write_request(struct redis *redis, struct redis_request *request)
 {
     char text[160];
@@ -426,7 +444,8 @@ static int write_request(struct redis *redis, struct redis_request *request)
     }
     struct stream *stream = redis->stream;
     struct buf *head = &request->head.bytes;
-    int status = stream_write(stream, span_make(text, (size_t)len));
+    int status = write_ahead(redis, request);
+    status = status != 0 ? status : stream_write(stream, span_make(text, (size_t)len));
     status = FAILPOINT_ERROR("redis-write-fails") ? ERR_LIMIT : status;
     if (status == 0 && !request_kept(redis, request) && buf_len(head) >= GIVE_FROM_BYTES) {
         redis->waiting_bytes -= buf_len(head);
@@ -437,6 +456,9 @@ static int write_request(struct redis *redis, struct redis_request *request)
     }
     if (status == 0) {
         status = stream_write(stream, buf_span(&request->body.bytes));
+    }
+    if (status == 0 && request->ahead.count > 0) {
+        status = stream_write(stream, SPAN_LIT("*1\r\n$4\r\nEXEC\r\n"));
     }
     if (status != 0) {
         /* Perhaps half a command is out: the pipeline cannot go on. */
@@ -465,6 +487,7 @@ static int submit_request(struct redis *redis, struct redis_request *request)
 {
     redis->waiting_bytes += redis_request_bytes(request);
     int status = request->head.status != 0 ? request->head.status : request->body.status;
+    status = status != 0 ? status : request->ahead.status;
     if (status == 0 && redis_waiting_bytes(redis) > WAITING_MAX_BYTES) {
         status = ERR_LIMIT;
     }
@@ -493,11 +516,19 @@ struct redis_request *redis_request_new(int script, size_t key_count, struct red
                                       .shard = REDIS_NO_SHARD};
     redis_args_init(head);
     redis_args_init(&request->body);
+    redis_args_init(&request->ahead);
     if (args != NULL) {
         request->body = *args;
         redis_args_init(args);
     }
     return request;
+}
+
+void redis_request_put_ahead(struct redis_request *request, struct redis_args *ahead)
+{
+    ASSERT(request->script >= 0 && request->ahead.count == 0);
+    request->ahead = *ahead;
+    redis_args_init(ahead);
 }
 
 int redis_request_submit(struct redis *redis, struct redis_request *request)
@@ -568,8 +599,51 @@ static bool taken_over(struct redis *redis, struct redis_request *request,
     return false;
 }
 
+/* The answer to the script of a transaction, out of what EXEC says: its last item; or why the
+ * transaction did not run, or the command before the script failed. */
+static const struct redis_value *transaction_answer(struct redis *redis,
+                                                    const struct redis_request *request,
+                                                    const struct redis_value *exec)
+{
+    if (exec->type == REDIS_ARRAY) {
+        const struct redis_value *first = redis_item(exec, 0);
+        return first->type == REDIS_ERROR ? first : redis_item(exec, exec->count - 1);
+    }
+    struct redis_value *refused = request->refusal != NULL
+                                      ? arena_alloc(&redis->reply_arena, sizeof(*refused))
+                                      : NULL;
+    if (refused == NULL) {
+        return exec;
+    }
+    *refused = (struct redis_value){.type = REDIS_ERROR, .text = span_of(request->refusal)};
+    return refused;
+}
+
+/* Whether the first request's answer is complete; `*value` is then the one it is about. */
+static bool is_answered(struct redis *redis, const struct redis_value **value)
+{
+    enum { ANSWERS = 4 };
+    struct redis_request *request = redis->first;
+    if (request->ahead.count == 0) {
+        return true;
+    }
+    request->answers++;
+    if (request->answers < ANSWERS) {
+        if ((*value)->type == REDIS_ERROR && request->refusal == NULL) {
+            request->refusal = mem_dup((*value)->text);
+        }
+        return false;
+    }
+    *value = transaction_answer(redis, request, *value);
+    return true;
+}
+
 static void take_reply(struct redis *redis, const struct redis_value *value)
 {
+    if (!is_answered(redis, &value)) {
+        redis->heard_ms = loop_now_ms(redis->loop);
+        return;
+    }
     struct redis_request *request = request_pop(redis);
     const struct redis_refusal *refusal = NULL;
     int status = 0;

@@ -21,6 +21,11 @@ struct redis_request {
     struct redis_args
         head; /* the whole command; or, for a script, its keys and leading arguments */
     struct redis_args body; /* a script's other arguments */
+    /* A command that runs just before the script, both in one transaction; count 0: none. Such a
+     * request has four answers: to MULTI, to the two that are queued, and what EXEC says. */
+    struct redis_args ahead;
+    unsigned answers; /* that have come */
+    char *refusal;    /* the first error among the first three, or NULL */
     redis_cb cb;
     void *ctx;
     int64_t sent_ms;
@@ -85,6 +90,8 @@ MUST_USE int redis_submit(struct redis *redis, struct redis_args *args, redis_cb
 /* For nodes.c: a request made, sent, thrown away. */
 struct redis_request *redis_request_new(int script, size_t key_count, struct redis_args *head,
                                         struct redis_args *args, redis_cb cb, void *ctx);
+/* Puts a plain command in front of a script's request. Takes `ahead`. */
+void redis_request_put_ahead(struct redis_request *request, struct redis_args *ahead);
 /* Takes the request whatever the result. Errors as redis_call(); its callback does not run then. */
 MUST_USE int redis_request_submit(struct redis *redis, struct redis_request *request);
 size_t redis_request_bytes(const struct redis_request *request);

@@ -475,6 +475,12 @@ static void test_full_and_totals(void **state)
         accepted += status == 0 ? 1 : 0;
     }
     assert_int_equal(accepted, 2);
+    /* What was refused, the last one among it, was stored before the script said no. */
+    char command[300];
+    (void)snprintf(command, sizeof(command),
+                   "EXISTS '{h0}:m:%s' '{h0}:b:%s' '{h0}:q:%s/0' | grep -qx 0", draft.id, draft.id,
+                   draft.id);
+    redis_do(handle.rig, command);
     struct totals_seen seen = totals_wait(&handle);
     assert_int_equal(seen.totals.messages_open, 2);
     assert_int_equal(seen.totals.recipients[RECIPIENT_QUEUED], 4);

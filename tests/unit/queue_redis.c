@@ -397,6 +397,36 @@ static void test_out_of_memory(void **state)
     link_close(&admin);
 }
 
+/* Records and script are one transaction: the script forgotten, one of its commands refused. */
+static void test_transaction(void **state)
+{
+    struct rig *rig = *state;
+    struct link admin;
+    struct handle handle;
+    static struct draft draft;
+    static struct claimed claimed;
+    link_open(rig, &admin, &rig->conf);
+    handle_open(rig, &handle, &rig->conf);
+    assert_int_equal(CALL(&admin, "SCRIPT", "FLUSH").status, 0);
+    draft_fill(&draft, handle.queue, "erp", "normal", 3, 2);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    assert_int_equal(CALL(&admin, "ACL", "SETUSER", "default", "-mset").status, 0);
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), ERR_UNAVAILABLE);
+    assert_int_equal(CALL(&admin, "ACL", "SETUSER", "default", "+mset", "-evalsha").status, 0);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), ERR_UNAVAILABLE);
+    assert_int_equal(CALL(&admin, "ACL", "SETUSER", "default", "+evalsha").status, 0);
+    redis_do(rig, "--scan --pattern '{h0}:m:*' | wc -l | grep -qx 1");
+    claim_wait(&handle, "normal", "hve", 10, &claimed);
+    assert_int_equal(claimed.count, 3);
+    for (size_t i = 0; i < claimed.count; i++) {
+        lease_finish(claimed.leases[i], RECIPIENT_DELIVERED);
+        assert_int_equal(settle_wait(&handle, &claimed.leases[i], QUEUE_NEXT_DONE, 0), 0);
+    }
+    handle_close(&handle);
+    link_close(&admin);
+}
+
 static int setup(void **state)
 {
     struct rig *rig = mem_zero(sizeof(*rig));
@@ -424,6 +454,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_settle_twice, setup, teardown),
         cmocka_unit_test_setup_teardown(test_garbage_records, setup, teardown),
         cmocka_unit_test_setup_teardown(test_out_of_memory, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_transaction, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
