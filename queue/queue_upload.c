@@ -9,9 +9,9 @@
  * connection, a slot that moved), there is a whole body or no message. A list nobody made a message
  * of ends by itself; RPUSHX never makes one without an expiry.
  *
- * Invariant: no piece is given to another connection while an earlier one may not have arrived. In
- * a Cluster a moved shard's next piece would else overtake those that are sent after it; the body
- * fails then, and so it does when an answer shows that a piece came to another place in the list.
+ * Invariant: nothing is given to another connection while something earlier may not have arrived.
+ * In a Cluster a moved shard's next piece would else overtake those that are sent after it. Should
+ * an answer show that a piece came to another place in the list, the body fails.
  */
 #include "queue/queue_internal.h"
 
@@ -152,12 +152,13 @@ static void send_piece(struct queue_upload *upload)
     }
 }
 
-/* Whether what is sent now cannot overtake what was sent before. */
+/* Whether what is sent now cannot overtake what was sent before: it goes the same way, or all of
+ * that has arrived. What was parked has left in order when there is a way again. */
 static bool in_place(struct queue_upload *upload)
 {
     const void *place = nodes_place(upload->queue->nodes, upload->shard);
-    if (upload->place == NULL) {
-        upload->place = place; /* what was parked went there, in order */
+    if (upload->place == NULL || upload->unanswered == 0) {
+        upload->place = place;
     }
     return place == upload->place;
 }
@@ -176,17 +177,16 @@ static bool may_send(const struct queue_upload *upload)
 /* Goes on as far as the window lets it; may free the upload. */
 static void step(struct queue_upload *upload)
 {
-    if (upload->group != NULL && !in_place(upload)) {
-        upload->failed = true;
-    }
-    if (upload->group != NULL && !upload->opened && !upload->failed) {
-        send_open(upload);
-    }
-    while (upload->group != NULL && may_send(upload)) {
-        send_piece(upload);
-    }
-    if (upload->group != NULL && !upload->failed && upload->next_piece == upload->pieces) {
-        queue_group_send(take_group(upload));
+    if (upload->group != NULL && in_place(upload)) {
+        if (!upload->opened) {
+            send_open(upload);
+        }
+        while (may_send(upload)) {
+            send_piece(upload);
+        }
+        if (!upload->failed && upload->next_piece == upload->pieces && in_place(upload)) {
+            queue_group_send(take_group(upload));
+        }
     }
     if (upload->unanswered > 0) {
         return;

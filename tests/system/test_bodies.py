@@ -1,8 +1,10 @@
 """Bodies in memory and at rest: a large message is in memory once, and what lies on the disk is packed and sealed."""
 import base64
 import contextlib
+import hashlib
 import os
 import pathlib
+import smtplib
 import socketserver
 import threading
 
@@ -10,6 +12,7 @@ import pytest
 
 import heave
 import own_redis
+import redis_servers
 
 MIB = 1 << 20
 SENDER = "scanner@contoso.test"
@@ -50,8 +53,7 @@ class Sink(socketserver.ThreadingTCPServer):
 
     def __init__(self):
         self.sizes = []
-        self.hold = threading.Event()
-        self.hold.set()
+        self.bodies = []
         super().__init__(("127.0.0.1", 0), SinkSession)
         self.port = self.server_address[1]
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -70,10 +72,14 @@ class SinkSession(socketserver.StreamRequestHandler):
                     self.say("250-sink\r\n250-SIZE 104857600\r\n250 8BITMIME")
                 elif verb == b"DATA":
                     self.say("354 go on")
-                    size = 0
+                    lines = []
                     while (line := self.rfile.readline()) not in (b".\r\n", b""):
-                        size += len(line) - line.startswith(b".")
-                    self.server.sizes.append(size)
+                        lines.append(line[line.startswith(b"."):])
+                    if not line:
+                        return  # the client broke off
+                    content = b"".join(lines)
+                    self.server.sizes.append(len(content))
+                    self.server.bodies.append(hashlib.sha256(content.partition(b"\r\n\r\n")[2]).hexdigest())
                     self.say("250 2.0.0 Ok")
                 elif verb == b"QUIT":
                     self.say("221 bye")
@@ -231,3 +237,45 @@ def test_packed_at_rest(tmp_path, sink):
         finally:
             gateway.stop()
     assert sizes[False] > 260000 and sizes[True] < 40000
+
+
+def test_slots_move_under_large_bodies(tmp_path, sink):
+    """Slots move to and fro while large messages come and go: what was accepted arrives once, byte for byte."""
+    cluster = redis_servers.Cluster(tmp_path / "cluster", replicas=0)
+    gateway = heave.Gateway(tmp_path / "gw", changes=relay(sink, queue={"redis": cluster.url, "shards": 2}))
+    accepted, put_off, done = set(), {}, threading.Event()
+
+    def send(size):
+        while not done.is_set():
+            message = large_message(size)
+            mark = hashlib.sha256(message.partition(b"\r\n\r\n")[2]).hexdigest()
+            try:
+                gateway.send(SENDER, ["archive@contoso.test"], message)
+                accepted.add(mark)
+            except (AssertionError, smtplib.SMTPException) as refusal:
+                put_off[mark] = refusal
+            done.wait(0.05)
+    threads = [threading.Thread(target=send, args=(size,)) for size in (300_000, 2 * MIB, 5 * MIB)]
+    try:
+        for thread in threads:
+            thread.start()
+        for turn in range(8):
+            before = len(accepted)
+            source, slot = cluster.master_of(f"{{h{turn % 2}}}")
+            target = cluster.nodes[(cluster.nodes.index(source) + 1) % 3]
+            cluster.move_slot(slot, source, target, pause=0.005, batch=3)
+            heave.wait_until(lambda: len(accepted) >= before + 3, 30, "three more messages")
+        done.set()
+        for thread in threads:
+            thread.join()
+        heave.wait_until(lambda: accepted <= set(sink.bodies), 60, "the deliveries")
+        print(f"{len(accepted)} accepted, {len(put_off)} put off, {len(sink.bodies)} delivered")
+        # A body that was changed on the way would be nobody's.
+        assert set(sink.bodies) <= accepted | set(put_off), gateway.process.tail()
+        assert len(set(sink.bodies)) == len(sink.bodies)
+        assert sum(row["batches"]["held"] for row in gateway.queue()["queues"]) == 0
+        assert all("451" in str(refusal) for refusal in put_off.values()), put_off
+    finally:
+        done.set()
+        gateway.stop()
+        cluster.stop()
