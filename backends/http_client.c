@@ -4,8 +4,10 @@
 #include "gateway/base/failpoint.h"
 
 #include <curl/curl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <uv.h>
 
 /* Invariants:
@@ -40,7 +42,12 @@ struct exchange {
     struct http_result result;
     char trouble[CURL_ERROR_SIZE]; /* libcurl's own words */
     struct loop_timer timer;       /* no progress */
+    int64_t progress_ms;           /* loop time of the last */
+    uint16_t local_port;           /* of the connection it went out on; 0: none yet */
 };
+
+/* By local port, modulo this; two that share a place only make a dead one look alive for longer. */
+#define HEARD_PLACES 64
 
 struct http_client {
     struct loop *loop;
@@ -50,12 +57,15 @@ struct http_client {
     struct exchange exchanges; /* head of a ring */
     size_t pending;
     size_t polls; /* uv handles not yet closed */
+    struct socket_poll *sockets;
+    int64_t heard_ms[HEARD_PLACES]; /* loop time of the last answer on a connection */
     bool closing;
     void (*on_closed)(void *ctx);
     void *closed_ctx;
 };
 
 struct socket_poll {
+    struct socket_poll *next; /* in the client's list, until libcurl lets go of the socket */
     uv_poll_t handle;
     struct http_client *client;
     curl_socket_t fd;
@@ -114,9 +124,46 @@ static void exchange_free(struct exchange *exchange)
     mem_free(exchange);
 }
 
+/* A connection is known by its local port: libcurl does not tell the socket of a running request.
+ */
+static void note_heard(struct exchange *exchange)
+{
+    struct http_client *client = exchange->client;
+    client->heard_ms[exchange->local_port % HEARD_PLACES] = loop_now_ms(client->loop);
+}
+
+static uint16_t local_port_of(curl_socket_t fd)
+{
+    struct sockaddr_storage address = {0};
+    socklen_t len = sizeof(address);
+    if (getsockname(fd, (struct sockaddr *)&address, &len) != 0) {
+        return 0;
+    }
+    return address.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&address)->sin6_port)
+                                         : ntohs(((struct sockaddr_in *)&address)->sin_port);
+}
+
+/* A connection that took a request and has said nothing to anybody since is dead, though its socket
+ * does not know (half open, or a balancer without its service): with HTTP/2, libcurl would go on
+ * sending requests into it. Shut down, it is not used again. */
+static void bury_connection(const struct exchange *exchange)
+{
+    const struct http_client *client = exchange->client;
+    if (exchange->local_port == 0 ||
+        client->heard_ms[exchange->local_port % HEARD_PLACES] >= exchange->progress_ms) {
+        return;
+    }
+    for (struct socket_poll *poll = client->sockets; poll != NULL; poll = poll->next) {
+        if (local_port_of(poll->fd) == exchange->local_port) {
+            (void)shutdown(poll->fd, SHUT_RDWR);
+        }
+    }
+}
+
 static void on_no_progress(void *ctx)
 {
     struct exchange *exchange = ctx;
+    bury_connection(exchange);
     exchange_finish(exchange, exchange->started
                                   ? "The server did not answer in time."
                                   : "No connection to the server could be made in time.");
@@ -125,6 +172,7 @@ static void on_no_progress(void *ctx)
 static void note_progress(struct exchange *exchange)
 {
     int64_t timeout_ms = exchange->request->reply_timeout_ms;
+    exchange->progress_ms = loop_now_ms(exchange->client->loop);
     loop_timer_start(exchange->client->loop, &exchange->timer,
                      timeout_ms > 0 ? timeout_ms : REPLY_TIMEOUT_DEFAULT_MS, on_no_progress,
                      exchange);
@@ -141,7 +189,7 @@ static int on_prereq(void *ctx, char *remote, char *local, int remote_port, int 
     (void)remote;
     (void)local;
     (void)remote_port;
-    (void)local_port;
+    exchange->local_port = (uint16_t)local_port;
     if (exchange->complete && !request->repeatable) {
         return CURL_PREREQFUNC_ABORT;
     }
@@ -164,8 +212,8 @@ static size_t on_read(char *room, size_t size, size_t count, void *ctx)
     memcpy(room, body.data + exchange->body_sent, len);
     exchange->body_sent += len;
     exchange->complete = exchange->complete || exchange->body_sent == body.len;
-    if (len == 0 && exchange->complete) {
-        FAILPOINT("http-body-sent"); /* libcurl asks once more when all has gone */
+    if (exchange->complete) {
+        FAILPOINT("http-body-sent");
     }
     note_progress(exchange);
     return len;
@@ -188,6 +236,7 @@ static size_t on_answer(char *data, size_t size, size_t count, void *ctx)
 {
     struct exchange *exchange = ctx;
     note_progress(exchange);
+    note_heard(exchange);
     if (buf_append(&exchange->answer, span_make(data, size * count)) != 0) {
         return 0; /* ends the transfer; the status is known already */
     }
@@ -210,6 +259,7 @@ static size_t on_header(char *data, size_t size, size_t count, void *ctx)
     struct span line = span_make(data, size * count);
     struct span value = line;
     note_progress(exchange);
+    note_heard(exchange);
     if (span_istarts(line,
                      SPAN_LIT("HTTP/"))) { /* also after 1xx: what came before counts no more */
         result->retry_after_ms = -1;
@@ -402,6 +452,11 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *ctx, void *so
     (void)easy;
     if (what == CURL_POLL_REMOVE) {
         if (poll != NULL) {
+            struct socket_poll **link = &client->sockets;
+            while (*link != poll) {
+                link = &(*link)->next;
+            }
+            *link = poll->next;
             curl_multi_assign(client->multi, fd, NULL);
             uv_poll_stop(&poll->handle);
             uv_close((uv_handle_t *)&poll->handle, on_poll_closed);
@@ -417,6 +472,8 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *ctx, void *so
             return -1;
         }
         poll->handle.data = poll;
+        poll->next = client->sockets;
+        client->sockets = poll;
         client->polls++;
         curl_multi_assign(client->multi, fd, poll);
     }
