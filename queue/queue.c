@@ -207,9 +207,34 @@ static void sweep_tell(struct queue *queue, const char *what, int64_t count)
     }
 }
 
+void queue_leases_spare(struct queue *queue)
+{
+    int64_t grace_ms = queue->conf->lease_ms < SWEEP_LEASES_AFTER_MS ? queue->conf->lease_ms
+                                                                     : SWEEP_LEASES_AFTER_MS;
+    queue->sweep_leases_ms = loop_now_ms(queue->loop) + grace_ms;
+}
+
+/* What may pass between two signs of life before a holder could have lost its lease by it. */
+static int64_t silence_max_ms(const struct queue *queue)
+{
+    int64_t third_ms = queue->conf->lease_ms / 3;
+    return third_ms < SWEEP_EVERY_MS ? third_ms : SWEEP_EVERY_MS;
+}
+
+struct sweep_request {
+    struct queue *queue;
+    int64_t asked_ms; /* loop time */
+};
+
 static void on_swept(void *ctx, int status, const struct redis_value *value)
 {
-    struct queue *queue = ctx;
+    struct sweep_request *request = ctx;
+    struct queue *queue = request->queue;
+    int64_t took_ms = loop_now_ms(queue->loop) - request->asked_ms;
+    mem_free(request);
+    if (took_ms > silence_max_ms(queue)) {
+        queue_leases_spare(queue); /* the server, or the way to it, stood still */
+    }
     if (status != 0 || value->type != REDIS_ARRAY || queue->closing) {
         return;
     }
@@ -251,6 +276,14 @@ static int walk_orphans(struct queue *queue, uint32_t shard)
 static void sweep(void *ctx)
 {
     struct queue *queue = ctx;
+    int64_t now_ms = loop_now_ms(queue->loop);
+    if (queue->swept_ms > 0 && now_ms - queue->swept_ms > SWEEP_EVERY_MS + silence_max_ms(queue)) {
+        queue_leases_spare(queue); /* this process stood still */
+    }
+    queue->swept_ms = now_ms;
+    /* A request that was under way for long ends no leases: what their holders sent with it must be
+     * heard first. */
+    int64_t until_ms = queue_wall_ms(queue) + silence_max_ms(queue);
     FAILPOINT("sweep-before-write");
     bool walks = loop_now_ms(queue->loop) >= queue->next_walk_ms; /* not when there is more to do */
     queue->next_walk_ms = walks ? loop_now_ms(queue->loop) + WALK_EVERY_MS : queue->next_walk_ms;
@@ -259,16 +292,19 @@ static void sweep(void *ctx)
             continue;
         }
         struct redis_args head;
+        struct sweep_request *request = mem_zero(sizeof(*request));
+        *request = (struct sweep_request){.queue = queue, .asked_ms = now_ms};
         queue_call_begin(shard, &head);
         redis_args_text(&head, queue->instance);
         redis_args_number(&head, SWEEP_LOCK_MS);
         redis_args_number(&head, queue->conf->retention_ms);
         redis_args_number(&head, SWEEP_MOST);
-        redis_args_text(&head, loop_now_ms(queue->loop) >= queue->sweep_leases_ms ? "1" : "");
+        redis_args_number(&head, now_ms >= queue->sweep_leases_ms ? until_ms : 0);
         redis_args_number(&head, (int64_t)(queue->conf->history_bytes / queue->conf->shards));
         redis_args_number(&head, queue->conf->dead_letters_ms);
         redis_args_number(&head, (int64_t)(queue->conf->dead_letter_bytes / queue->conf->shards));
-        if (nodes_eval(queue->nodes, shard, SCRIPT_SWEEP, 1, &head, NULL, on_swept, queue) != 0) {
+        if (nodes_eval(queue->nodes, shard, SCRIPT_SWEEP, 1, &head, NULL, on_swept, request) != 0) {
+            mem_free(request);
             continue; /* swept next time */
         }
         if (walks && walk_orphans(queue, shard) != 0) {
@@ -312,9 +348,8 @@ static void server_came_up(struct queue *queue)
     loop_timer_start(queue->loop, &queue->heartbeat_timer, 0, heartbeat, queue);
     /* When Redis was away for longer than a lease, all leases are over, though their holders may be
      * sending: they get the time to come back and say so. */
-    int64_t grace_ms = queue->conf->lease_ms < SWEEP_LEASES_AFTER_MS ? queue->conf->lease_ms
-                                                                     : SWEEP_LEASES_AFTER_MS;
-    queue->sweep_leases_ms = loop_now_ms(queue->loop) + grace_ms;
+    queue_leases_spare(queue);
+    queue->swept_ms = 0;
     loop_timer_start(queue->loop, &queue->sweep_timer, 0, sweep, queue);
 }
 

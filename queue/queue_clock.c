@@ -12,6 +12,7 @@ enum {
     ASK_EVERY_MS = 1000,
     /* A slower answer says less than what is known already, unless it contradicts it. */
     PRECISE_MS = 200,
+    STEP_MS = 1000,
 };
 
 struct clock_question {
@@ -26,6 +27,9 @@ static void note_time(struct queue *queue, int64_t asked_ms, int64_t server_ms)
     int64_t offset_ms = server_ms - (asked_ms + took_ms / 2);
     int64_t moved_ms = offset_ms > queue->clock_offset_ms ? offset_ms - queue->clock_offset_ms
                                                           : queue->clock_offset_ms - offset_ms;
+    if (queue->clock_known && moved_ms > took_ms + STEP_MS) {
+        queue_leases_spare(queue); /* the server's clock was set: heartbeats will follow it */
+    }
     if (!queue->clock_known || took_ms <= PRECISE_MS || moved_ms > took_ms) {
         queue->clock_offset_ms = offset_ms;
         queue->clock_known = true;

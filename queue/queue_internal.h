@@ -93,6 +93,7 @@ struct queue {
     bool clock_known;
     int64_t next_walk_ms;    /* loop time */
     int64_t sweep_leases_ms; /* loop time from which on ended leases are swept */
+    int64_t swept_ms;        /* loop time of the last round; 0: none since the connection came up */
     struct loop_timer settle_timer;
     struct loop_timer close_timer;
     struct queue_lease leases; /* sentinel of the ring of leases kept alive */
@@ -124,6 +125,9 @@ void queue_flush_now(struct queue *queue);
 void queue_close_step(struct queue *queue);
 /* Whether every shard is up and answers without delay. */
 bool queue_all_prompt(const struct queue *queue);
+/* Ends no leases for five seconds (or one lease): the holders may have stood still, too, and get
+ * the time to say what they did. */
+void queue_leases_spare(struct queue *queue);
 
 /* queue_clock.c: asks the server's time now and each second; `ctx` is the handle */
 void queue_clock_ask(void *ctx);

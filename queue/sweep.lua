@@ -1,8 +1,8 @@
 -- Moves what time has moved: due retries, ended leases, expired messages, dead letters and history past their
 -- time or budget.
 --
--- KEYS: shard tag. ARGV: lock owner, lock_ms, retention_ms, most items per step, '1' to end leases, bytes of history
---   (0: no limit), how long dead letters stay (ms), bytes of dead letters (0: no limit).
+-- KEYS: shard tag. ARGV: lock owner, lock_ms, retention_ms, most items per step, until when (wall ms) leases may be
+--   ended by this request, bytes of history (0: no limit), how long dead letters stay (ms), bytes of dead letters (0: no limit).
 -- Reply: {ended leases, ended leases that were started, due batches, expired messages, removed messages,
 --   batches whose record is missing, '1' when more is waiting, poison batches, removed dead letters}; nil when
 --   another handle holds the lock.
@@ -70,7 +70,7 @@ end
 
 -- Ended leases: READY again, in front, unless the batch seems to end whoever sends it.
 local ended = {}
-if ARGV[5] == '1' then
+if now <= tonumber(ARGV[5]) then
     ended = redis.call('ZRANGEBYSCORE', tag .. ':l', '-inf', now, 'LIMIT', 0, most)
 end
 local started, poison = 0, 0
