@@ -52,7 +52,7 @@
     POINT("smtp-mid-content",      "half a message is out; the service must drop it")                \
     POINT("smtp-after-dot",        "the whole message is out, the answer is not here")               \
     POINT("smtp-answered",         "delivered, and only this process knows")                         \
-    POINT("http-body-sent",        "the whole request is out, the answer is not here")               \
+    POINT("http-body-sent",        "all of the request is given away, the answer is not here")        \
     POINT("http-answered",         "answered, and only this process knows")                          \
     /* Settling. */                                                                                  \
     POINT("start-refused",         "error: STARTED cannot be said; nothing may be sent")             \

@@ -2,8 +2,7 @@
 
 `action`   what happens there; kill unless it says otherwise
 `most`     the passage is drawn from 1..most
-`needs`    what the round must add to its load: see campaign.py
-`timed`    the gateway dies there in the course of the load, not at its start or end
+`needs`    what the round must add to its load, and how it is set up: see rounds.py
 """
 
 PLAIN = {"most": 40}
@@ -43,8 +42,8 @@ POINTS = {
     # Timers.
     "heartbeat-before-write": {**RARE, "needs": "slow"},
     "heartbeat-answered": {**RARE, "needs": "slow"},
-    "sweep-before-write": {**RARE},
-    "sweep-answered": {**RARE},
+    "sweep-before-write": {**RARE, "needs": "sweep"},
+    "sweep-answered": {**RARE, "needs": "sweep"},
     # The connection to Redis.
     "redis-refuses": {**PLAIN, "action": "error"},
     "redis-write-fails": {**PLAIN, "action": "error"},

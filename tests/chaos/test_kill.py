@@ -11,7 +11,7 @@ import pytest
 import heave
 
 SENDER = "alerts@contoso.test"
-MESSAGES = int(os.environ.get("HEAVE_CHAOS_MESSAGES", "20000"))
+MESSAGES = int(os.environ.get("HEAVE_CHAOS_MESSAGES", "3000"))  # --soak: 20000
 GATEWAY_KILLS, REDIS_KILLS = 10, 3
 SENDERS = 8
 
@@ -74,7 +74,7 @@ def wait_progress(loads, total):
 
 
 @pytest.mark.slow
-def test_twenty_thousand_messages_and_thirteen_kills(tmp_path):
+def test_thousands_of_messages_and_thirteen_kills(tmp_path):
     sim = heave.Simulator(tmp_path / "sim", "--acs-quota", "off")
     data = {"redis": "embedded", "data_dir": str(tmp_path / "gw" / "data"), "lease": "3s"}
     gateway = heave.Gateway(tmp_path / "gw", sim, {"queue": data})
