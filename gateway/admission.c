@@ -120,9 +120,9 @@ static int64_t oldest_of(const struct queue_totals *totals, const char *lane, in
     int64_t oldest_ms = 0;
     for (size_t i = 0; totals != NULL && i < totals->depth_count; i++) {
         const struct queue_depth *depth = &totals->depths[i];
-        if (depth->oldest_ready_ms > 0 && span_eq(depth->lane, span_of(lane)) &&
-            now_ms - depth->oldest_ready_ms > oldest_ms) {
-            oldest_ms = now_ms - depth->oldest_ready_ms;
+        if (depth->since_ms[BATCH_READY] > 0 && span_eq(depth->lane, span_of(lane)) &&
+            now_ms - depth->since_ms[BATCH_READY] > oldest_ms) {
+            oldest_ms = now_ms - depth->since_ms[BATCH_READY];
         }
     }
     return oldest_ms;

@@ -137,8 +137,10 @@ static const struct metric_def metric_table[ROW_COUNT] = {
     [ROW_QUEUE_OLDEST_SECONDS] =
         {.name = "heave_queue_oldest_seconds",
          .kind = METRIC_GAUGE,
-         .help = "Age of the oldest ready batch in seconds, by lane and backend.",
-         .labels = {"lane", "backend"}},
+         .help =
+             "Seconds since the oldest batch was accepted; of held ones since the first was held; of "
+             "delayed ones how late the next is.",
+         .labels = {"lane", "backend", "state"}},
     [ROW_QUEUE_BYTES] = {.name = "heave_queue_bytes",
                          .kind = METRIC_GAUGE,
                          .help = "Bytes of waiting messages, as queue.max_bytes counts them."},
@@ -424,7 +426,7 @@ void events_depth(struct events *events, struct span lane, struct span backend, 
     const char *lane_text = label_of(lane, &lane_room);
     const char *backend_text = label_of(backend, &backend_room);
     metric_set(series(events, ROW_QUEUE_BATCHES, lane_text, backend_text, state), batches);
-    metric_set(series(events, ROW_QUEUE_OLDEST_SECONDS, lane_text, backend_text, NULL),
+    metric_set(series(events, ROW_QUEUE_OLDEST_SECONDS, lane_text, backend_text, state),
                oldest_age_ms / 1000);
 }
 

@@ -329,7 +329,9 @@ struct queue_depth {
     struct span lane;
     struct span backend;
     int64_t batches[BATCH_STATE_COUNT]; /* by enum batch_state; DONE is always 0 here */
-    int64_t oldest_ready_ms; /* wall time of acceptance of the oldest ready batch; 0: none */
+    /* By state, wall time, 0 without: READY, CLAIMED, STARTED: when the oldest one's message was
+     * accepted; DELAYED: when the next one is due; HELD: since when the first one is held. */
+    int64_t since_ms[BATCH_STATE_COUNT];
 };
 struct queue_totals {
     const struct queue_depth *depths;

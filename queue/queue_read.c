@@ -2,6 +2,7 @@
  * until the callback has returned. Pages of messages are in queue_list.c. */
 #include "queue/queue_internal.h"
 
+#include <assert.h>
 #include <stdio.h>
 
 enum {
@@ -182,22 +183,34 @@ void queue_id_floor(int64_t time_ms, char out[MESSAGE_ID_MAX + 1])
     }
 }
 
+/* The values of one pair in totals.lua's reply. */
+enum {
+    DEPTH_PAIR,
+    DEPTH_COUNTS, /* by state, DONE left out */
+    DEPTH_OLDEST = DEPTH_COUNTS + BATCH_DONE,
+    DEPTH_VALUES = DEPTH_OLDEST + BATCH_DONE,
+};
+
 static void add_depth(struct totals *totals, const struct redis_value *value, size_t at)
 {
-    struct queue_depth *depth = depth_of(totals, redis_item(value, at)->text);
+    struct queue_depth *depth = depth_of(totals, redis_item(value, at + DEPTH_PAIR)->text);
     if (depth == NULL) {
         return;
     }
-    depth->batches[BATCH_READY] += redis_integer(redis_item(value, at + 1));
-    depth->batches[BATCH_CLAIMED] += redis_integer(redis_item(value, at + 2));
-    depth->batches[BATCH_STARTED] += redis_integer(redis_item(value, at + 3));
-    depth->batches[BATCH_DELAYED] += redis_integer(redis_item(value, at + 4));
-    depth->batches[BATCH_HELD] += redis_integer(redis_item(value, at + 5));
-    int64_t oldest_ms = queue_id_time_ms(redis_item(value, at + 6)->text);
-    if (oldest_ms > 0 && (depth->oldest_ready_ms == 0 || oldest_ms < depth->oldest_ready_ms)) {
-        depth->oldest_ready_ms = oldest_ms;
+    for (size_t state = 0; state < BATCH_DONE; state++) {
+        depth->batches[state] += redis_integer(redis_item(value, at + DEPTH_COUNTS + state));
+        const struct redis_value *oldest = redis_item(value, at + DEPTH_OLDEST + state);
+        bool is_time = state == BATCH_DELAYED || state == BATCH_HELD;
+        int64_t since_ms = is_time ? redis_integer(oldest) : queue_id_time_ms(oldest->text);
+        if (since_ms > 0 && (depth->since_ms[state] == 0 || since_ms < depth->since_ms[state])) {
+            depth->since_ms[state] = since_ms;
+        }
     }
 }
+
+static_assert(BATCH_READY == 0 && BATCH_CLAIMED == 1 && BATCH_STARTED == 2 && BATCH_DELAYED == 3 &&
+                  BATCH_HELD == 4 && BATCH_DONE == 5,
+              "totals.lua gives the states in this order");
 
 static void add_totals(struct totals *totals, const struct redis_value *value)
 {
@@ -216,7 +229,7 @@ static void add_totals(struct totals *totals, const struct redis_value *value)
     sums->dead_messages += redis_integer(redis_item(ended, 0));
     sums->dead_bytes += redis_integer(redis_item(ended, 1));
     sums->history_bytes += redis_integer(redis_item(ended, 2));
-    for (size_t at = 4; at + 6 < value->count; at += 7) {
+    for (size_t at = 4; at + DEPTH_VALUES <= value->count; at += DEPTH_VALUES) {
         add_depth(totals, value, at);
     }
 }

@@ -15,12 +15,17 @@ static json_t *admin_depth(const struct queue_depth *depth, int64_t now_ms)
                                   json_integer(depth->batches[state]));
     }
     (void)json_object_set_new(row, "batches", batches);
-    bool has_oldest = depth->oldest_ready_ms > 0;
-    int64_t age = has_oldest && now_ms > depth->oldest_ready_ms ? now_ms - depth->oldest_ready_ms
-                                                                : 0;
-    (void)json_object_set_new(row, "oldest_ready_at", api_time(depth->oldest_ready_ms));
+    json_t *since = json_object();
+    for (int state = 0; state < BATCH_DONE; state++) {
+        (void)json_object_set_new(since, batch_state_name((enum batch_state)state),
+                                  api_time(depth->since_ms[state]));
+    }
+    (void)json_object_set_new(row, "since", since);
+    int64_t oldest_ms = depth->since_ms[BATCH_READY];
+    int64_t age_ms = now_ms > oldest_ms ? now_ms - oldest_ms : 0;
+    (void)json_object_set_new(row, "oldest_ready_at", api_time(oldest_ms));
     (void)json_object_set_new(row, "oldest_ready_age_ms",
-                              has_oldest ? json_integer(age) : json_null());
+                              oldest_ms > 0 ? json_integer(age_ms) : json_null());
     return row;
 }
 

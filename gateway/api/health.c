@@ -51,12 +51,11 @@ static void metrics_depths(struct events *events, const struct queue_totals *tot
     int64_t now = clock_wall_ms();
     for (size_t i = 0; i < totals->depth_count; i++) {
         const struct queue_depth *depth = &totals->depths[i];
-        int64_t age = depth->oldest_ready_ms > 0 && now > depth->oldest_ready_ms
-                          ? now - depth->oldest_ready_ms
-                          : 0;
         for (int state = 0; state < BATCH_DONE; state++) {
+            int64_t since_ms = depth->since_ms[state];
             events_depth(events, depth->lane, depth->backend,
-                         batch_state_name((enum batch_state)state), depth->batches[state], age);
+                         batch_state_name((enum batch_state)state), depth->batches[state],
+                         since_ms > 0 && now > since_ms ? now - since_ms : 0);
         }
     }
     events_queue_bytes(events, totals->bytes, totals->messages_open);

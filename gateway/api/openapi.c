@@ -179,7 +179,9 @@ static const struct schema schemas[] = {
     {"QueueTotals",
      "{\"type\":\"object\",\"properties\":{\"queues\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{"
      "\"lane\":{\"type\":\"string\"},\"backend\":{\"type\":\"string\"},\"batches\":{\"type\":\"object\","
-     "\"additionalProperties\":{\"type\":\"integer\"}},\"oldest_ready_at\":{\"type\":[\"string\",\"null\"],\"format\":"
+     "\"additionalProperties\":{\"type\":\"integer\"}},\"since\":{\"type\":\"object\",\"description\":\"By state: ready, "
+     "claimed, started: when the oldest was accepted; delayed: when the next is due; held: since when the first is "
+     "held\",\"additionalProperties\":{\"type\":[\"string\",\"null\"],\"format\":\"date-time\"}},\"oldest_ready_at\":{\"type\":[\"string\",\"null\"],\"format\":"
      "\"date-time\"},\"oldest_ready_age_ms\":{\"type\":[\"integer\",\"null\"]}}}},\"bytes\":{\"type\":\"integer\"}," LANES_REFUSED
      ",\"messages_open\":{\"type\":\"integer\"},\"recipients\":{\"type\":\"object\",\"additionalProperties\":{\"type\":"
      "\"integer\"}}}}"},

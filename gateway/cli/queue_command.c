@@ -50,10 +50,16 @@ static void age_text(const json_t *row, char *out, size_t out_bytes)
     }
 }
 
+static const char *since_text(const json_t *row, const char *state)
+{
+    const char *text = status_text(json_object_get(row, "since"), state);
+    return text[0] != '\0' ? text : "-";
+}
+
 static void print_depths(const json_t *answer)
 {
-    static const char *const heads[] = {"LANE",    "BACKEND", "READY", "CLAIMED",
-                                        "STARTED", "DELAYED", "HELD",  "OLDEST"};
+    static const char *const heads[] = {"LANE",    "BACKEND", "READY",  "CLAIMED",  "STARTED",
+                                        "DELAYED", "HELD",    "OLDEST", "NEXT DUE", "HELD SINCE"};
     static const char *const states[] = {"ready", "claimed", "started", "delayed", "held"};
     struct cli_table table;
     cli_table_init(&table, heads, sizeof heads / sizeof heads[0]);
@@ -69,6 +75,8 @@ static void print_depths(const json_t *answer)
         char age[40];
         age_text(row, age, sizeof age);
         cli_table_cell(&table, age);
+        cli_table_cell(&table, since_text(row, "delayed"));
+        cli_table_cell(&table, since_text(row, "held"));
     }
     cli_table_print(&table, stdout);
     cli_table_release(&table);

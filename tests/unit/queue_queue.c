@@ -488,8 +488,8 @@ static void test_full_and_totals(void **state)
     assert_int_equal(seen.totals.depth_count, 1);
     assert_int_equal(seen.depth.batches[BATCH_READY], 2);
     /* Ids carry the server's time, as well as it could be measured. */
-    assert_true(seen.depth.oldest_ready_ms >= before_ms - 500 &&
-                seen.depth.oldest_ready_ms <= clock_wall_ms() + 500);
+    assert_true(seen.depth.since_ms[BATCH_READY] >= before_ms - 500 &&
+                seen.depth.since_ms[BATCH_READY] <= clock_wall_ms() + 500);
 
     claim_wait(&handle, "normal", "hve", 2, &claimed);
     assert_int_equal(claimed.count, 2);
@@ -498,12 +498,17 @@ static void test_full_and_totals(void **state)
     assert_int_equal(seen.depth.batches[BATCH_READY], 0);
     assert_int_equal(seen.depth.batches[BATCH_CLAIMED], 1);
     assert_int_equal(seen.depth.batches[BATCH_STARTED], 1);
+    assert_int_equal(seen.depth.since_ms[BATCH_READY], 0);
+    assert_in_range(seen.depth.since_ms[BATCH_CLAIMED], before_ms - 500, clock_wall_ms() + 500);
+    assert_in_range(seen.depth.since_ms[BATCH_STARTED], before_ms - 500, clock_wall_ms() + 500);
     lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
     assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
     int64_t due_ms = clock_wall_ms() + 60000;
     assert_int_equal(settle_wait(&handle, &claimed.leases[1], QUEUE_NEXT_DELAY, due_ms), 0);
     seen = totals_wait(&handle);
     assert_int_equal(seen.depth.batches[BATCH_DELAYED], 1);
+    assert_int_equal(seen.depth.since_ms[BATCH_DELAYED], due_ms);
+    assert_int_equal(seen.depth.since_ms[BATCH_STARTED], 0);
     assert_int_equal(seen.depth.batches[BATCH_CLAIMED], 0);
     assert_int_equal(seen.totals.messages_open, 1);
     assert_int_equal(seen.totals.recipients[RECIPIENT_DELIVERED], 2);
