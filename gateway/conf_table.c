@@ -615,11 +615,12 @@ static const struct conf_option options[] = {
          "They are accepted, counted, and not sent again."},
     {.path = "clients.*.dedup.mode",
      .type = CONF_ENUM,
-     .values = "off|simple|throttle",
+     .values = "off|simple|throttle|digest",
      .fallback = "off",
      .reload = CONF_LIVE,
      .help =
-         "simple lets one message of a kind through in each window, throttle as many as limit."},
+         "simple lets one message of a kind through in each window, throttle as many as limit; digest collects them "
+         "and sends one mail with all of them when the window ends."},
     {.path = "clients.*.dedup.window",
      .type = CONF_DURATION,
      .fallback = "5m",

@@ -284,7 +284,8 @@ void events_message(struct events *events, const struct event_message *message)
         metric_observe(events->accept_seconds, (double)message->accept_us / 1e6);
     }
     bool known = strcmp(message->verdict, "replayed") == 0 ||
-                 strcmp(message->verdict, "deduplicated") == 0;
+                 strcmp(message->verdict, "deduplicated") == 0 ||
+                 strcmp(message->verdict, "collected") == 0;
     char room[128];
     log_event(accepted || known ? LOG_INFO : LOG_WARN, "message", LOG_SPAN("id", message->id),
               LOG_TEXT("verdict", message->verdict), LOG_TEXT("client", message->client),
@@ -378,6 +379,13 @@ void events_sweep(struct events *events, const char *what, int64_t count)
 {
     metric_add(series(events, ROW_SWEEP_TOTAL, what, NULL, NULL), count);
     log_event(LOG_INFO, "sweep", LOG_TEXT("reason", what), LOG_INT("batches", count));
+}
+
+void events_digest_held(struct events *events, struct span id, const char *client, const char *why)
+{
+    (void)events;
+    log_event(LOG_WARN, "digest", LOG_SPAN("id", id), LOG_TEXT("client", client),
+              LOG_TEXT("why", why));
 }
 
 void events_admission_lane(struct events *events, const char *lane)

@@ -108,6 +108,8 @@ void events_depth(struct events *events, struct span lane, struct span backend, 
 void events_queue_bytes(struct events *events, int64_t bytes, int64_t messages_open);
 void events_queue_ended(struct events *events, int64_t dead_letters, int64_t dead_bytes,
                         int64_t history_bytes);
+/* A collection could not be sent now and is kept: a log line alone. */
+void events_digest_held(struct events *events, struct span id, const char *client, const char *why);
 /* There is such a lane, and it is open. */
 void events_admission_lane(struct events *events, const char *lane);
 /* A lane is accepted now, or not and why ("bytes", ...); told at each change. */

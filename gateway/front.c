@@ -2,6 +2,7 @@
 
 #include "gateway/api/api.h"
 #include "gateway/base/log.h"
+#include "gateway/digester.h"
 #include "gateway/http.h"
 #include "gateway/intake.h"
 #include "gateway/listener.h"
@@ -28,6 +29,7 @@ struct front {
     struct queue *queue;
     struct policy_cache *cache;
     struct intake *intake;
+    struct digester *digester; /* NULL on the admin front */
     struct gate *gates;
     size_t gate_count;
     bool up;
@@ -217,7 +219,9 @@ int front_new(struct loop *loop, const struct front_conf *conf, struct front **o
     front->cache = policy_cache_new(loop);
     front->intake = intake_new(loop, front->queue, &conf->conf->intake, conf->events);
     intake_set_admission(front->intake, conf->admission);
-    if (conf->admin) {
+    if (!conf->admin) {
+        front->digester = digester_new(loop, front->queue, &conf->conf->intake, conf->events);
+    } else {
         admission_watch(conf->admission, loop, front->queue);
     }
     front->gates = mem_zero((conf->conf->listener_count + 1) * sizeof *front->gates);
@@ -239,6 +243,9 @@ void front_reconfigure(struct front *front, const struct front_conf *conf)
     struct front_conf old = front->conf;
     take_snapshots(front, conf);
     intake_reconfigure(front->intake, &conf->conf->intake);
+    if (front->digester != NULL) {
+        digester_reconfigure(front->digester, &conf->conf->intake);
+    }
     for (size_t i = 0; i < front->gate_count; i++) {
         struct gate *gate = &front->gates[i];
         if (gate->smtp != NULL) {
@@ -310,6 +317,7 @@ static void end_sessions(struct front *front)
 static bool calls_left(const struct front *front)
 {
     size_t left = intake_pending(front->intake);
+    left += front->digester != NULL && digester_busy(front->digester) ? 1 : 0;
     for (size_t i = 0; i < front->gate_count; i++) {
         const struct gate *gate = &front->gates[i];
         left += gate->smtp != NULL ? smtp_server_sessions(gate->smtp) : api_pending(gate->api);
@@ -332,6 +340,7 @@ static void wait_for_calls(void *ctx)
             api_free(&gate->api);
         }
     }
+    digester_free(&front->digester);
     if (front->conf.admin) {
         admission_unwatch(front->conf.admission);
     }
@@ -363,6 +372,9 @@ void front_drain(struct front *front, int64_t timeout_ms, void (*on_drained)(voi
     front->on_drained_ctx = ctx;
     front->drain_until_ms = loop_now_ms(front->loop) + timeout_ms;
     front_set_draining(front);
+    if (front->digester != NULL) {
+        digester_stop(front->digester);
+    }
     for (size_t i = 0; i < front->gate_count; i++) {
         struct gate *gate = &front->gates[i];
         listener_close(&gate->listener);

@@ -4,6 +4,8 @@
 #include "gateway/base/codec.h"
 #include "gateway/base/failpoint.h"
 #include "gateway/base/tls.h"
+#include "gateway/digest_mail.h"
+#include "gateway/intake_batches.h"
 #include "gateway/intake_dedup.h"
 #include "gateway/intake_header.h"
 #include "queue/fields.h"
@@ -27,6 +29,7 @@
 #define WINDOW_HOLD_MS 15000
 #define WINDOW_ASK_MS 25
 #define WINDOW_ASKS_MAX 400
+#define ABOUT_BYTES_MAX ((size_t)1 << 20)
 #define SEND_AT_MAX_MS (366LL * 24 * 3600 * 1000)
 #define SCRATCH_KEEP_BYTES (512 * 1024)
 
@@ -78,6 +81,8 @@ const char *intake_verdict_name(enum intake_verdict verdict)
         return "replayed";
     case INTAKE_DEDUPLICATED:
         return "deduplicated";
+    case INTAKE_COLLECTED:
+        return "collected";
     case INTAKE_CONFLICT:
         return "conflict";
     case INTAKE_RUNNING:
@@ -484,36 +489,6 @@ static int plan_recipients(struct pending *pending, struct route_plan *out_plan)
     return ERR_OK;
 }
 
-/* Turns the plan into the queue's batches. */
-static struct batch *make_batches(struct pending *pending, const struct route_plan *plan)
-{
-    struct arena *arena = &pending->submission->arena;
-    const struct route_conf *route = pending->intake->conf->route;
-    struct batch *batches = arena_alloc(arena, plan->batch_count * sizeof *batches);
-    struct recipient *recipients = arena_alloc(arena, plan->recipient_count * sizeof *recipients);
-    if (batches == NULL || recipients == NULL) {
-        return NULL;
-    }
-    for (size_t b = 0; b < plan->batch_count; b++) {
-        const struct route_batch *cut = &plan->batches[b];
-        batches[b] = (struct batch){
-            .number = (uint32_t)b,
-            .lane = pending->lane,
-            .backend = arena_dup(arena, span_of(route->backends[cut->backend].name)),
-            .recipients = recipients,
-            .recipient_count = cut->recipient_count,
-        };
-        if (batches[b].backend.data == NULL) {
-            return NULL;
-        }
-        for (size_t r = 0; r < cut->recipient_count; r++) {
-            recipients[r] = (struct recipient){.address = cut->recipients[r]};
-        }
-        recipients += cut->recipient_count;
-    }
-    return batches;
-}
-
 static const char key_conflict[] = "The idempotency key was used before with other content.";
 static const char key_running[] =
     "A message with this idempotency key is being taken right now; try again in a moment.";
@@ -707,12 +682,12 @@ static void store(struct pending *pending)
 
 static void ask_window(void *ctx);
 
-/* A repeat is accepted and not queued; its key, if it has one, is answered so from now on. */
-static void finish_repeat(struct pending *pending, const struct dedup_found *found)
+/* Accepted and not queued by itself; its key, if it has one, is answered so from now on. */
+static void finish_unqueued(struct pending *pending, enum intake_verdict verdict, struct span id)
 {
     struct intake_result *result = &pending->result;
-    result->verdict = INTAKE_DEDUPLICATED;
-    result->id = found->id;
+    result->verdict = verdict;
+    result->id = id;
     result->batches = 0;
     if (pending->reserved) {
         if (pending->submission->make_answer != NULL) {
@@ -742,7 +717,7 @@ static void on_window(void *ctx, int status, const struct dedup_found *found)
         store(pending);
         return;
     case DEDUP_REPEAT:
-        finish_repeat(pending, found);
+        finish_unqueued(pending, INTAKE_DEDUPLICATED, found->id);
         return;
     case DEDUP_BUSY:
         if (pending->window_asks++ < WINDOW_ASKS_MAX) {
@@ -764,12 +739,85 @@ static void ask_window(void *ctx)
     }
 }
 
+static void on_collected(void *ctx, int status, struct span id, size_t count)
+{
+    (void)count;
+    struct pending *pending = ctx;
+    if (status == ERR_OK) {
+        finish_unqueued(pending, INTAKE_COLLECTED, id);
+        return;
+    }
+    bool in_doubt = status == ERR_TIMEOUT || status == ERR_CLOSED;
+    pending->reserved = pending->reserved && !in_doubt;
+    pending->result.verdict = status == ERR_FULL ? INTAKE_FULL : INTAKE_UNAVAILABLE;
+    pending->result.detail = "The queue cannot take it now; try again later.";
+    finish(pending);
+}
+
+/* Hands the message, with its completed header, to the collection of its window; one that is too
+ * large for it is stored by itself. */
+static void collect(struct pending *pending)
+{
+    struct intake *intake = pending->intake;
+    const struct submission *submission = pending->submission;
+    char key[QUEUE_OWNER_MAX + 8];
+    (void)snprintf(key, sizeof key, "digest:%s", pending->owner);
+    struct queue_idempotency once = {.scope = pending->window.scope, .key = span_of(key)};
+    queue_message_id(intake->queue, &once, pending->id);
+    struct digest_about about = {
+        .client = once.scope,
+        .lane = pending->lane,
+        .key = once.key,
+        .reverse_path = submission->reverse_path,
+        .smtputf8 = submission->smtputf8,
+        .recipients = submission->recipients,
+        .recipient_count = submission->recipient_count,
+    };
+    struct buf said;
+    struct span header;
+    struct span rest;
+    buf_init(&said, ABOUT_BYTES_MAX);
+    fields_split(submission->message, &header, &rest);
+    buf_reset(&intake->scratch);
+    int status = write_message(pending, header, &rest, &intake->scratch);
+    status = status == ERR_OK ? digest_about_write(&about, &said) : status;
+    if (status == ERR_OK) {
+        struct digest_item item = {
+            .scope = once.scope,
+            .key = pending->window.key,
+            .window_ms = pending->window.window_ms,
+            .id = span_of(pending->id),
+            .about = buf_span(&said),
+            .first = buf_span(&intake->scratch),
+            .second = rest,
+        };
+        status = digest_add(intake->queue, &item, on_collected, pending);
+    }
+    buf_release(&said);
+    if (status == ERR_LIMIT) {
+        if (pending->facts.message_id.data == pending->made_message_id) {
+            pending->facts.message_id = (struct span){0}; /* for the header that is written anew */
+        }
+        store(pending);
+    } else if (status != ERR_OK) {
+        refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
+    } else {
+        let_message_go(pending);
+    }
+}
+
 static void dedup_or_store(struct pending *pending)
 {
-    if (pending->window.limit > 0) {
-        ask_window(pending);
-    } else {
+    const struct policy_client_conf *client = pending->submission->client->conf;
+    if (pending->window.limit == 0) {
         store(pending);
+    } else if (client->dedup.mode != POLICY_DEDUP_DIGEST) {
+        ask_window(pending);
+    } else if (pending->submission->send_at_ms > 0 ||
+               pending->submission->message.len > DIGEST_MESSAGE_MAX) {
+        store(pending); /* it has a time, or is a size, of its own */
+    } else {
+        collect(pending);
     }
 }
 
@@ -881,7 +929,8 @@ void intake_submit(struct intake *intake, struct submission *submission)
     if (!acceptable(pending, &plan)) {
         return;
     }
-    pending->batches = make_batches(pending, &plan);
+    pending->batches = intake_batches(intake->conf->route, &plan, pending->lane,
+                                      &submission->arena);
     pending->batch_count = plan.batch_count;
     if (pending->batches == NULL) {
         refuse(pending, INTAKE_UNAVAILABLE, "Memory is short; try again later.");

@@ -37,6 +37,7 @@ enum intake_verdict {
     INTAKE_REPLAYED,     /* idempotency key known: same answer again */
     INTAKE_DEDUPLICATED, /* a repeat inside its client's window: accepted, not queued again; `id` is
                             that of the last one that was */
+    INTAKE_COLLECTED,    /* accepted into a collection of its client, which will be sent as `id` */
     INTAKE_CONFLICT,     /* idempotency key with other content */
     INTAKE_RUNNING,      /* idempotency key of a submission that is being taken: 451 4.3.0 / 409 */
     INTAKE_SENDER_DENIED, /* client may not use this sender */

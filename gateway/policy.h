@@ -25,6 +25,7 @@ enum policy_dedup_mode {
     POLICY_DEDUP_OFF,
     POLICY_DEDUP_SIMPLE,   /* one in a window */
     POLICY_DEDUP_THROTTLE, /* `limit` in a window */
+    POLICY_DEDUP_DIGEST,   /* all of a window in one mail when it ends */
 };
 /* `clients.*.dedup`: what becomes of repeats, see gateway/intake_dedup.h. */
 struct policy_dedup_conf {

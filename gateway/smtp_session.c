@@ -231,12 +231,12 @@ static const struct {
     unsigned code;
     const char *enhanced;
 } verdict_replies[] = {
-    [INTAKE_ACCEPTED] = {250, "2.0.0"},     [INTAKE_REPLAYED] = {250, "2.0.0"},
-    [INTAKE_DEDUPLICATED] = {250, "2.0.0"}, [INTAKE_CONFLICT] = {554, "5.6.0"},
-    [INTAKE_RUNNING] = {451, "4.3.0"},      [INTAKE_SENDER_DENIED] = {550, "5.7.1"},
-    [INTAKE_NO_RECIPIENT] = {554, "5.5.1"}, [INTAKE_BAD_MESSAGE] = {554, "5.6.0"},
-    [INTAKE_TOO_LARGE] = {552, "5.3.4"},    [INTAKE_FULL] = {452, "4.3.1"},
-    [INTAKE_UNAVAILABLE] = {451, "4.3.0"},
+    [INTAKE_ACCEPTED] = {250, "2.0.0"},      [INTAKE_REPLAYED] = {250, "2.0.0"},
+    [INTAKE_DEDUPLICATED] = {250, "2.0.0"},  [INTAKE_COLLECTED] = {250, "2.0.0"},
+    [INTAKE_CONFLICT] = {554, "5.6.0"},      [INTAKE_RUNNING] = {451, "4.3.0"},
+    [INTAKE_SENDER_DENIED] = {550, "5.7.1"}, [INTAKE_NO_RECIPIENT] = {554, "5.5.1"},
+    [INTAKE_BAD_MESSAGE] = {554, "5.6.0"},   [INTAKE_TOO_LARGE] = {552, "5.3.4"},
+    [INTAKE_FULL] = {452, "4.3.1"},          [INTAKE_UNAVAILABLE] = {451, "4.3.0"},
 };
 
 static struct smtp_reply reply_of_result(const struct intake_result *result, char *room,
@@ -245,8 +245,12 @@ static struct smtp_reply reply_of_result(const struct intake_result *result, cha
     const char *enhanced = verdict_replies[result->verdict].enhanced;
     unsigned code = verdict_replies[result->verdict].code;
     if (code == 250) {
-        const char *what = result->verdict == INTAKE_DEDUPLICATED ? "repeat, not sent again, of"
-                                                                  : "queued as";
+        const char *what = "queued as";
+        if (result->verdict == INTAKE_DEDUPLICATED) {
+            what = "repeat, not sent again, of";
+        } else if (result->verdict == INTAKE_COLLECTED) {
+            what = "collected, to be sent as";
+        }
         int len = snprintf(room, room_bytes, "Ok: %s %.*s", what, SPAN_FMT(result->id));
         ASSERT(len > 0 && (size_t)len < room_bytes);
         return reply_of(code, enhanced, room);

@@ -42,7 +42,7 @@ static uint32_t call_begin(const struct queue *queue, const struct dedup_window 
     char tag[QUEUE_TAG_MAX];
     uint32_t shard = queue_shard_of_key(queue, window->scope, window->key);
     queue_tag(shard, tag);
-    int len = snprintf(name, sizeof(name), "%s:u:%.*s:%.*s", tag, SPAN_FMT(window->scope),
+    int len = snprintf(name, sizeof(name), "%s:v:%.*s:%.*s", tag, SPAN_FMT(window->scope),
                        SPAN_FMT(window->key));
     queue_call_begin(shard, out);
     redis_args_add(out, span_make(name, (size_t)len));

@@ -34,6 +34,9 @@ static json_t *accepted_body(const struct intake_result *result)
     if (result->verdict == INTAKE_DEDUPLICATED) {
         (void)json_object_set_new(body, "deduplicated", json_true());
     }
+    if (result->verdict == INTAKE_COLLECTED) {
+        (void)json_object_set_new(body, "collected", json_true());
+    }
     return body;
 }
 
@@ -134,7 +137,7 @@ static void messages_on_result(struct submission *submission, const struct intak
         return; /* the peer went; the message is accepted or not all the same */
     }
     if (result->verdict == INTAKE_ACCEPTED || result->verdict == INTAKE_REPLAYED ||
-        result->verdict == INTAKE_DEDUPLICATED) {
+        result->verdict == INTAKE_DEDUPLICATED || result->verdict == INTAKE_COLLECTED) {
         answer_accepted(call, result, result->verdict == INTAKE_REPLAYED);
         return;
     }

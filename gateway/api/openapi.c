@@ -148,7 +148,7 @@ static const struct schema schemas[] = {
      "{\"type\":\"object\",\"required\":[\"id\",\"accepted\",\"rejected\",\"batches\"],\"properties\":{\"id\":{"
      "\"type\":\"string\"},\"accepted\":{\"type\":\"integer\",\"description\":\"Distinct recipients\"},"
      "\"rejected\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{\"address\":{\"type\":"
-     "\"string\"},\"reason\":{\"type\":\"string\"}}}},\"batches\":{\"type\":\"integer\"},\"deduplicated\":{\"const\":true,\"description\":\"A repeat within "
+     "\"string\"},\"reason\":{\"type\":\"string\"}}}},\"batches\":{\"type\":\"integer\"},\"collected\":{\"const\":true,\"description\":\"Will be sent in the digest id\"},\"deduplicated\":{\"const\":true,\"description\":\"A repeat within "
      "the client's window: not sent again; id is that of the last one that was\"}}}"},
     {"RecipientState",
      "{\"enum\":[\"queued\",\"delivered\",\"failed\",\"expired\",\"suppressed\",\"cancelled\","
