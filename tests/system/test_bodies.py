@@ -127,14 +127,15 @@ def test_memory_of_a_large_message(tmp_path, sink, redis, protocol):
 
     def submit(content):
         if protocol == "smtp":
-            return ingest.send(SENDER, ["archive@contoso.test"], content)
+            return send(ingest, content)
         status, _, body = heave.http("POST", f"{ingest.http}/v1/messages", content,
                                      {"Content-Type": "message/rfc822", "Authorization": f"Bearer {heave.API_KEY}"},
                                      timeout=120)
         assert status == 202, body
         return heave.json.loads(body)["id"]
     try:
-        submit(heave.mime_message(SENDER, "archive@contoso.test"))
+        send(ingest, heave.mime_message(SENDER, "archive@contoso.test"))
+        submit(heave.mime_message(SENDER, "archive@contoso.test"))  # checking the key the first time takes 16 MiB
         memory = Memory(ingest.process.child.pid)
         memory.mark()
         submit(message)
@@ -146,7 +147,7 @@ def test_memory_of_a_large_message(tmp_path, sink, redis, protocol):
         dispatch.write_conf()
         dispatch.start()
         memory = Memory(dispatch.process.child.pid)
-        heave.wait_until(lambda: len(sink.sizes) == 2, 60, "both deliveries")
+        heave.wait_until(lambda: redis.call("HGET", "{h0}:k", "bytes") == "0", 60, "the deliveries")
         memory.mark()
         last = submit(message)
         dispatch.wait_states(last, {"delivered": 1}, 60)
@@ -161,6 +162,17 @@ def test_memory_of_a_large_message(tmp_path, sink, redis, protocol):
         ingest.stop()
         if dispatch is not None:
             dispatch.stop()
+
+
+def send(gateway, message, to="a@contoso.test"):
+    """A gateway that has just started may put the first one off: its ingress threads connect after it is ready."""
+    def attempt():
+        try:
+            return gateway.send(SENDER, [to], message)
+        except AssertionError as refusal:
+            assert "451" in str(refusal), refusal
+            return None
+    return heave.wait_until(attempt, 20, "the message to be taken")
 
 
 def key_line(name):
@@ -197,9 +209,8 @@ def test_sealed_at_rest_and_rotated(tmp_path, sink):
         assert "can be read" not in gateway.run("check", "-c", str(gateway.conf_path)).stderr
         gateway.start()
         text = "\r\n".join([marker] * 50)
-        ids = [gateway.send(SENDER, ["a@contoso.test"], heave.mime_message(SENDER, "a@contoso.test", text=text)),
-               gateway.send(SENDER, ["b@contoso.test"],
-                            heave.mime_message(SENDER, "b@contoso.test", text="\r\n".join([marker] * 20000)))]
+        ids = [send(gateway, heave.mime_message(SENDER, "a@contoso.test", text=text)),
+               send(gateway, heave.mime_message(SENDER, "b@contoso.test", text="\r\n".join([marker] * 20000)))]
         stored = on_disk(gateway)
         assert ids[0].encode() in stored and marker.encode() not in stored
 
@@ -210,7 +221,7 @@ def test_sealed_at_rest_and_rotated(tmp_path, sink):
         assert marker.encode() not in on_disk(gateway)
 
         restart(gateway, second + first, ["ingest"])
-        last = gateway.send(SENDER, ["c@contoso.test"], heave.mime_message(SENDER, "c@contoso.test", text=text))
+        last = send(gateway, heave.mime_message(SENDER, "c@contoso.test", text=text))
         restart(gateway, first, ["ingest", "dispatch"])  # the newer key is gone
         heave.wait_until(lambda: sum(row["batches"]["held"] for row in gateway.queue()["queues"]) == 1, 20,
                          "the batch to be held")
@@ -231,8 +242,7 @@ def test_packed_at_rest(tmp_path, sink):
         gateway.start()
         try:
             for length in (500, 20000):
-                gateway.send(SENDER, ["a@contoso.test"],
-                             heave.mime_message(SENDER, "a@contoso.test", text="\r\n".join(["all is well"] * length)))
+                send(gateway, heave.mime_message(SENDER, "a@contoso.test", text="\r\n".join(["all is well"] * length)))
             sizes[packed] = len(on_disk(gateway))
         finally:
             gateway.stop()

@@ -31,6 +31,8 @@ def gateway_on(folder, data_dir, sim, reserve, **more):
     gateway.conf["queue"].update(data_dir=str(data_dir), disk_reserve=reserve, compression=False)
     gateway.write_conf()
     gateway.start()
+    # Its ingress thread connects after it is ready.
+    heave.wait_until(lambda: try_to_send(gateway)[0], 20, "a message to be taken")
     return gateway
 
 
@@ -128,8 +130,8 @@ def test_cut_and_damaged_file(tmp_path, sim):
     remedy works."""
     gateway = heave.Gateway(tmp_path, sim, {"roles": ["ingest"]})
     try:
-        ids = [try_to_send(gateway, f"number {i}")[0] for i in range(5)]
-        assert all(ids)
+        ids = [heave.wait_until(lambda n=i: try_to_send(gateway, f"number {n}")[0], 20, "a message to be taken")
+               for i in range(5)]
         damaged(gateway, lambda content: content.extend(b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$100\r\nhalf of i"))
         heave.wait_until(gateway.is_ready, 30, "the gateway to be ready")
         for message_id in ids:
