@@ -585,7 +585,10 @@ static uint32_t message_flags(const struct submission *submission, struct span a
                               struct span rest)
 {
     uint32_t flags = codec_has_8bit(added) || codec_has_8bit(rest) ? MESSAGE_8BIT : 0;
-    return submission->smtputf8 ? flags | MESSAGE_SMTPUTF8 : flags;
+    flags |= submission->smtputf8 ? MESSAGE_SMTPUTF8 : 0;
+    const struct policy_client_conf *client = submission->client->conf;
+    bool by_host = client->user == NULL && client->api_key_hash == NULL;
+    return by_host ? flags | MESSAGE_BY_HOST : flags;
 }
 
 /* Who handed it in, for searching: "192.0.2.1 name-it-gave". */

@@ -58,6 +58,7 @@ const char *batch_state_name(enum batch_state state);
 enum message_flag {
     MESSAGE_8BIT = 1u << 0,     /* the body holds bytes above 127 (BODY=8BITMIME or found) */
     MESSAGE_SMTPUTF8 = 1u << 1, /* envelope or header need SMTPUTF8 (RFC 6531) */
+    MESSAGE_BY_HOST = 1u << 2,  /* its client is a network: each host is a sender of its own */
 };
 
 struct recipient {

@@ -19,8 +19,10 @@ local reply = {'', 0}
 
 local function wanted(text)
     local state, _, of_client, _, of_lane, of_backend = batch_head(text)
+    -- The list of a host in a client that is a network is called "client#0" to "client#f".
     return state and string.find(letters, state, 1, true) and (lane == '' or lane == of_lane)
-        and (backend == '' or backend == of_backend) and (client == '' or client == of_client)
+        and (backend == '' or backend == of_backend)
+        and (client == '' or client == of_client or client .. '#' == string.sub(of_client, 1, #client + 1))
 end
 
 -- Adds a message with those of its batches that are wanted. Returns the batch to go on with when there was no

@@ -236,11 +236,12 @@ struct queue_want {
 typedef void (*queue_claim_cb)(void *ctx, int status, struct queue_lease **leases, size_t count,
                                const int64_t *closed_until_ms);
 
-/* Claims ready batches for each want, fair between clients inside a lane, oldest first inside a
- * client; nothing for a want whose gate is closed, except batches whose message is past expires_ms
- * (to be settled as expired). The handle extends the leases of all its claims by heartbeat until
- * they are settled or released. Fewer come than wanted when their bodies are large: about 8 MiB at
- * a time. Up to QUEUE_WANTS_MAX wants. Errors: ERR_UNAVAILABLE, ERR_CLOSED. */
+/* Claims ready batches for each want, fair between clients (hosts of a network) inside a lane,
+ * oldest first inside a client; nothing for a want whose gate is closed, except batches whose
+ * message is past expires_ms (to be settled as expired). The handle extends the leases of all its
+ * claims by heartbeat until they are settled or released. Fewer come than wanted when their bodies
+ * are large: about 8 MiB at a time. Up to QUEUE_WANTS_MAX wants. Errors: ERR_UNAVAILABLE,
+ * ERR_CLOSED. */
 MUST_USE int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want_count,
                          queue_claim_cb cb, void *ctx);
 

@@ -433,7 +433,8 @@ static void add_batch(struct enqueue_group *group, const struct message *message
 {
     char entry[QUEUE_ENTRY_MAX];
     char pair[QUEUE_NAMES_MAX + 2];
-    char route[QUEUE_NAMES_MAX + 4];
+    char route[QUEUE_NAMES_MAX + 6];
+    char sender[QUEUE_SENDER_MAX];
     queue_entry(message->id, batch->number, message_bytes(message), entry);
     int status = queue_pair_name(batch->lane, batch->backend, pair);
     ASSERT(status == 0);
@@ -442,14 +443,14 @@ static void add_batch(struct enqueue_group *group, const struct message *message
         .state = due_ms > 0 ? 'W' : 'R',
         .due_ms = due_ms,
         .pair = span_of(pair),
-        .client = message->client,
+        .client = queue_sender(message, sender),
     };
     buf_reset(record);
     status = queue_batch_store(&head, batch, record);
     group->records.status = group->records.status != 0 ? group->records.status : status;
     add_key(group, 'q', span_of(entry));
     redis_args_add(&group->records, buf_span(record));
-    int len = snprintf(route, sizeof(route), "%s|%.*s", pair, SPAN_FMT(message->client));
+    int len = snprintf(route, sizeof(route), "%s|%.*s", pair, SPAN_FMT(head.client));
     redis_args_add(&group->messages, span_make(route, (size_t)len));
 }
 

@@ -216,13 +216,17 @@ struct batch_head {
     uint32_t starts; /* how often in a row a claim ended in STARTED without a word, at most 9 */
     uint32_t epoch;
     int64_t due_ms;
-    struct span pair; /* lane|backend */
-    struct span client;
+    struct span pair;   /* lane|backend */
+    struct span client; /* queue_sender() */
     struct span reason; /* of H, and of what an operator ended */
 };
 void queue_entry(struct span id, uint32_t number, size_t body_len, char out[QUEUE_ENTRY_MAX]);
 /* "lane|backend" into `out`. Errors: ERR_INVAL (see queue_enqueue). */
 MUST_USE int queue_pair_name(struct span lane, struct span backend, char out[QUEUE_NAMES_MAX + 2]);
+/* Whose list of READY batches the message's stand in, the unit of fairness: its client's; where the
+ * client is a network, one of sixteen of that client, chosen by the host. */
+#define QUEUE_SENDER_MAX (QUEUE_NAMES_MAX + 3)
+struct span queue_sender(const struct message *message, char out[QUEUE_SENDER_MAX]);
 MUST_USE int queue_names_check(struct span lane, struct span backend, struct span client);
 /* What a large body is counted as: its size in whole KiB, which the entry names. A small one is
  * counted as it is stored. */

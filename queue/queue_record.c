@@ -1,6 +1,6 @@
 /* Heads of stored records: the part the Lua scripts read, in plain text.
  *
- *   batch:    S s eeeeee dddddddddddddd ' ' lane|backend|client LF reason LF stored batch
+ *   batch:    S s eeeeee dddddddddddddd ' ' lane|backend|sender LF reason LF stored batch
  *             | | |      due_ms (14 digits)
  *             | | epoch (6 digits)
  *             | how often in a row a claim ended in STARTED
@@ -79,6 +79,17 @@ int queue_pair_name(struct span lane, struct span backend, char out[QUEUE_NAMES_
     }
     out[lane.len + 1 + backend.len] = '\0';
     return 0;
+}
+
+struct span queue_sender(const struct message *message, char out[QUEUE_SENDER_MAX])
+{
+    if ((message->flags & MESSAGE_BY_HOST) == 0 || message->client.len > QUEUE_NAMES_MAX) {
+        return message->client;
+    }
+    struct span rest = message->source;
+    uint64_t part = codec_fnv1a(span_cut(&rest, ' ')) % 16;
+    int len = snprintf(out, QUEUE_SENDER_MAX, "%.*s#%x", SPAN_FMT(message->client), (unsigned)part);
+    return span_make(out, (size_t)len);
 }
 
 uint64_t queue_charge(size_t charged_bytes, size_t batch_count)

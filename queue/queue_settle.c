@@ -436,12 +436,13 @@ static void add_record(struct settle_item *item, const struct queue_lease *lease
     if (settlement->backend.len > 0) {
         batch.backend = settlement->backend;
     }
+    char sender[QUEUE_SENDER_MAX];
     struct batch_head head = {
         .state = letter_of(settlement->next),
         .epoch = lease->epoch,
         .due_ms = due_ms,
         .pair = span_of(pair),
-        .client = lease->message.client,
+        .client = queue_sender(&lease->message, sender),
         .reason = settlement->reason,
     };
     struct buf record;
@@ -463,6 +464,7 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
     ASSERT(settlement->next != QUEUE_NEXT_DONE || batch_open_count(&lease->batch) == 0);
     char entry[QUEUE_ENTRY_MAX];
     char pair[QUEUE_NAMES_MAX + 2];
+    char sender[QUEUE_SENDER_MAX];
     char states[64];
     struct span backend = settlement->backend.len > 0 ? settlement->backend : lease->batch.backend;
     int status = queue_pair_name(lease->batch.lane, backend, pair);
@@ -488,7 +490,7 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
     item->ctx = ctx;
     add_record(item, lease, pair, due_ms, settlement);
     redis_args_text(&item->args, pair);
-    redis_args_add(&item->args, lease->message.client);
+    redis_args_add(&item->args, queue_sender(&lease->message, sender));
     redis_args_number(&item->args, due_ms);
     redis_args_number(&item->args, (int64_t)lease->charge);
     redis_args_text(&item->args, lease->batch_total == 1 ? "1" : "");
@@ -504,11 +506,11 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
     return 0;
 }
 
-static void add_unwritten(struct settle_item *item, struct span pair, struct span client)
+static void add_unwritten(struct settle_item *item, struct span pair, struct span sender)
 {
     redis_args_text(&item->args, "");
     redis_args_add(&item->args, pair);
-    redis_args_add(&item->args, client);
+    redis_args_add(&item->args, sender);
     redis_args_number(&item->args, 0);
     redis_args_number(&item->args, 0);
     redis_args_text(&item->args, "");
@@ -520,6 +522,7 @@ void queue_release(struct queue *queue, struct queue_lease *lease)
     ASSERT(!lease->started);
     char entry[QUEUE_ENTRY_MAX];
     char pair[QUEUE_NAMES_MAX + 2];
+    char sender[QUEUE_SENDER_MAX];
     lease_entry(lease, entry);
     if (lease->next == NULL ||
         queue_pair_name(lease->batch.lane, lease->batch.backend, pair) != 0) {
@@ -527,7 +530,7 @@ void queue_release(struct queue *queue, struct queue_lease *lease)
     }
     struct settle_item *item = item_new(queue_shard_of_id(queue, lease->message.id), entry,
                                         lease->token, "B");
-    add_unwritten(item, span_of(pair), lease->message.client);
+    add_unwritten(item, span_of(pair), queue_sender(&lease->message, sender));
     FAILPOINT("release-before-write");
     lease_unlink(lease);
     item_queue(queue, item);

@@ -4,6 +4,7 @@ What is asserted is order: how many bulk deliveries began between the 250 of an 
 many. Times are printed (pytest -s). HEAVE_LANES_RECIPIENTS=1000000 makes the run as great as product.md has it.
 """
 import os
+import smtplib
 import threading
 import time
 
@@ -181,6 +182,36 @@ def test_alerts_within_a_rate(tmp_path, acs_sim):
         events = [at for at, _ in transactions(acs_sim)]
         for first, last in zip(events, events[60:]):
             assert last - first > 5.5, "more than the rate"
+    finally:
+        assert gateway.stop() == 0
+
+
+def relay(gateway, host, mark, count, recipients):
+    """Hands in messages without a login, from an address of its own."""
+    with smtplib.SMTP("127.0.0.1", gateway.smtp_port, timeout=60, source_address=(host, 0)) as client:
+        client.ehlo("host")
+        for number in range(count):
+            assert client.mail(SENDER)[0] == 250
+            names = [f"{mark}-{number}-{i}@example.net" for i in range(recipients)]
+            for name in names:
+                assert client.rcpt(name)[0] == 250
+            assert client.data(heave.mime_message(SENDER, names[0], mark))[0] == 250
+
+
+def test_hosts_of_a_network_take_turns(tmp_path, acs_sim):
+    """One client is a network: what one of its hosts has in great number does not hold up another."""
+    acs_sim.fault(service="acs", kind="slow", delay_ms=100)
+    gateway = make_gateway(tmp_path, acs_sim)
+    try:
+        relay(gateway, "127.0.0.1", "run", 8, 2000)
+        acs_sim.reset()
+        relay(gateway, "127.0.0.2", "printer", 20, 1)
+        heave.wait_until(lambda: sum(name.startswith("printer") for _, name in transactions(acs_sim)) == 20, 60,
+                         "the other host's mail")
+        names = [name for _, name in transactions(acs_sim)]
+        last = max(i for i, name in enumerate(names) if name.startswith("printer"))
+        assert last < 20 * 2 + 30, names
+        assert sum(queue["batches"]["ready"] for queue in gateway.queue()["queues"]) > 40
     finally:
         assert gateway.stop() == 0
 

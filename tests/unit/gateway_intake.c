@@ -68,7 +68,9 @@ static const struct intake_conf intake_conf = {
 
 static const char *const boss_only[] = {"boss@contoso.com"};
 static const struct policy_client_conf any_conf = {.name = "any", .may_choose_lane = true};
-static const struct policy_client any_client = {.conf = &any_conf};
+static const struct policy_client any_client = {.conf = &any_conf}; /* a network: no login */
+static const struct policy_client_conf login_conf = {.name = "login", .user = "login"};
+static const struct policy_client login_client = {.conf = &login_conf};
 static const struct policy_client_conf boss_conf = {
     .name = "boss",
     .from = boss_only,
@@ -225,7 +227,7 @@ static void test_accepts_and_completes(void **state)
     assert_true(span_ends(lease->message.body, SPAN_LIT("Subject: Caf\xc3\xa9\r\n\r\n")));
     assert_true(lease->message.message_id.len > 2);
     assert_true(has(lease, taken.id));
-    assert_int_equal(lease->message.flags, MESSAGE_8BIT);
+    assert_int_equal(lease->message.flags, MESSAGE_8BIT | MESSAGE_BY_HOST);
     assert_true(span_eq(lease->batch.recipients[0].address, SPAN_LIT("Anna@contoso.com")));
     assert_in_range(lease->message.expires_ms - lease->message.accepted_ms, 1999000, 2000000);
     queue_lease_free(&lease);
@@ -236,6 +238,7 @@ static void test_leaves_a_complete_message_as_it_is(void **state)
     struct world *world = *state;
     struct taken taken;
     prepare(world, &taken, "anna@contoso.com", PLAIN);
+    taken.submission.client = &login_client;
     taken.submission.helo = SPAN_LIT("evil (\r\n"); /* is not written into the header */
     taken.submission.tls_version = "TLSv1.3";
     assert_int_equal(take(world, &taken), INTAKE_ACCEPTED);

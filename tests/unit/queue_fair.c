@@ -1,4 +1,5 @@
 /* Fairness between the clients of a lane, and age order inside a client, against a real server. */
+#include "queue/work.h"
 #include "tests/unit/queue_harness.h"
 
 #define CLIENTS_MAX 200
@@ -10,8 +11,9 @@ static struct rig *rig_of(void **state)
 }
 
 /* Submits `messages` messages of `batches` batches, many at a time. */
-static void submit_at(struct handle *handle, const char *client, const char *lane,
-                      int64_t accepted_ms, size_t messages, size_t batches, struct span body)
+static void submit_from(struct handle *handle, const char *client, const char *host,
+                        const char *lane, int64_t accepted_ms, size_t messages, size_t batches,
+                        struct span body)
 {
     static struct draft draft;
     struct outcome outcome = {.rig = handle->rig};
@@ -19,6 +21,8 @@ static void submit_at(struct handle *handle, const char *client, const char *lan
         draft_fill(&draft, handle->queue, client, lane, batches, 1);
         draft.message.body = body;
         draft.message.accepted_ms = accepted_ms;
+        draft.message.source = span_of(host);
+        draft.message.flags = host[0] != '\0' ? MESSAGE_BY_HOST : 0;
         RIG_WAIT(handle->rig, i - outcome.done < IN_FLIGHT);
         assert_int_equal(
             queue_enqueue(handle->queue, &draft.message, 0, NULL, on_enqueued, &outcome), 0);
@@ -30,7 +34,7 @@ static void submit_at(struct handle *handle, const char *client, const char *lan
 static void submit(struct handle *handle, const char *client, const char *lane, size_t messages,
                    size_t batches, struct span body)
 {
-    submit_at(handle, client, lane, clock_wall_ms(), messages, batches, body);
+    submit_from(handle, client, "", lane, clock_wall_ms(), messages, batches, body);
 }
 
 static struct span small_body(void)
@@ -205,6 +209,77 @@ static void test_large_bodies(void **state)
     handle_close(&handle);
 }
 
+struct worked {
+    struct rig *rig;
+    bool done;
+    int64_t messages;
+};
+
+static void on_worked(void *ctx, int status, const struct queue_worked *worked)
+{
+    struct worked *out = ctx;
+    assert_int_equal(status, 0);
+    out->done = true;
+    out->messages = worked->messages;
+    loop_stop(out->rig->loop);
+}
+
+/* How many messages an operator's selector finds. */
+static int64_t count_of_client(struct handle *handle, const char *client)
+{
+    struct worked worked = {.rig = handle->rig};
+    struct queue_order order = {.verb = QUEUE_HOLD,
+                                .selector = {.client = span_of(client)},
+                                .dry_run = true,
+                                .limit = 1000};
+    assert_int_equal(queue_work(handle->queue, &order, on_worked, &worked), 0);
+    RIG_WAIT(handle->rig, worked.done);
+    return worked.messages;
+}
+
+/* Hosts of one network are senders of their own; what comes back finds its list. */
+static void test_hosts_of_a_network(void **state)
+{
+    static struct claimed claimed;
+    struct handle handle;
+    size_t of_printer = 0;
+    size_t all = 0;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    submit_from(&handle, "plant", "10.0.0.1 erp", "hosts", clock_wall_ms(), 10, 40, small_body());
+    submit_from(&handle, "plant", "10.0.0.2 printer", "hosts", clock_wall_ms(), 20, 1,
+                small_body());
+    assert_int_equal(count_of_client(&handle, "plant"), 30);
+    assert_int_equal(count_of_client(&handle, "plan"), 0);
+    claim_wait(&handle, "hosts", "hve", 10, &claimed);
+    assert_int_equal(claimed.count, 10);
+    for (size_t i = 0; i < claimed.count; i++) {
+        struct queue_lease **lease = &claimed.leases[i];
+        assert_true(span_eq((*lease)->message.client, SPAN_LIT("plant")));
+        of_printer += span_eq((*lease)->message.source, SPAN_LIT("10.0.0.2 printer")) ? 1 : 0;
+        if (i % 2 == 0) {
+            assert_int_equal(settle_wait(&handle, lease, QUEUE_NEXT_READY, 0), 0);
+        } else {
+            queue_release(handle.queue, *lease);
+            queue_lease_free(lease);
+        }
+    }
+    assert_int_equal(of_printer, 5);
+    while (all < 420) {
+        claim_wait(&handle, "hosts", "hve", 10, &claimed);
+        assert_true(claimed.count > 0);
+        for (size_t i = 0; i < claimed.count; i++) {
+            of_printer += span_eq(claimed.leases[i]->message.source, SPAN_LIT("10.0.0.2 printer"));
+            queue_lease_free(&claimed.leases[i]);
+        }
+        all += claimed.count;
+        assert_true(all > 40 || (of_printer - 5) * 2 == all);
+    }
+    assert_int_equal(of_printer, 25);
+    claim_wait(&handle, "hosts", "hve", 10, &claimed);
+    assert_int_equal(claimed.count, 0);
+    handle_close(&handle);
+}
+
 /* Inside a client the oldest goes first, also when claimed batches were given back. */
 static void test_age_order(void **state)
 {
@@ -218,7 +293,7 @@ static void test_age_order(void **state)
         int64_t now_ms = clock_wall_ms();
         while (clock_wall_ms() == now_ms) {
         }
-        submit_at(&handle, "a", "age", 1000 + (int64_t)i, 1, 1, small_body());
+        submit_from(&handle, "a", "", "age", 1000 + (int64_t)i, 1, 1, small_body());
     }
     claim_wait(&handle, "age", "hve", 5, &claimed);
     assert_int_equal(claimed.count, 5);
@@ -268,6 +343,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_many_clients, setup, teardown),
         cmocka_unit_test_setup_teardown(test_over_shards, setup, teardown),
         cmocka_unit_test_setup_teardown(test_large_bodies, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_hosts_of_a_network, setup, teardown),
         cmocka_unit_test_setup_teardown(test_age_order, setup, teardown),
         cmocka_unit_test_setup_teardown(test_beside_a_great_run, setup, teardown),
     };
