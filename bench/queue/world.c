@@ -138,7 +138,7 @@ void world_open(struct world *world, struct loop *loop, const struct bench_optio
         .socket_path = world->socket_path,
         .durability = durability,
         .shards = (uint32_t)options->shards,
-        .lease_ms = LEASE_MS,
+        .lease_ms = options->mode == BENCH_CLAIMS ? BENCH_SHORT_LEASE_MS : LEASE_MS,
         .retention_ms = RETENTION_MS,
         .max_bytes = (uint64_t)64 << 30,
         .managed = true,

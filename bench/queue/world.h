@@ -11,6 +11,9 @@
 #include "queue/embedded.h"
 #include "queue/queue.h"
 
+/* Of the mode that lets leases end. */
+#define BENCH_SHORT_LEASE_MS 2000
+
 _Noreturn void bench_die(const char *what, const char *why);
 /* User and system time of this process. */
 double bench_own_cpu_us(void);
