@@ -75,10 +75,13 @@ static int put_errors(const struct tally *tally, struct buf *out)
 
 static int put_latency(const struct histogram *latency, struct buf *out)
 {
-    return buf_printf(out, "\"p50_ms\":%.3f,\"p95_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f,",
+    return buf_printf(out,
+                      "\"p50_ms\":%.3f,\"p95_ms\":%.3f,\"p99_ms\":%.3f,\"p999_ms\":%.3f,"
+                      "\"max_ms\":%.3f,",
                       (double)histogram_quantile(latency, 500) / 1e3,
                       (double)histogram_quantile(latency, 950) / 1e3,
                       (double)histogram_quantile(latency, 990) / 1e3,
+                      (double)histogram_quantile(latency, 999) / 1e3,
                       (double)latency->max_us / 1e3);
 }
 

@@ -23,7 +23,7 @@ def load(kind, *flags, code=0):
 def check_shape(result):
     assert set(result) >= {"accepted", "accepted_per_s", "p50_ms", "p95_ms", "p99_ms", "max_ms", "errors", "seconds",
                            "bytes"}
-    assert 0 <= result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["max_ms"]
+    assert 0 <= result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["p999_ms"] <= result["max_ms"]
     if result["accepted"] > 0:
         assert result["max_ms"] > 0 and result["seconds"] > 0
         assert result["accepted_per_s"] == pytest.approx(result["accepted"] / result["seconds"], rel=0.01, abs=0.1)

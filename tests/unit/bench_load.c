@@ -227,6 +227,7 @@ static void tally_prints_json(void **state)
         buf_text(&out),
         "{\"accepted\":10,\"accepted_per_s\":5.0,\"recipients\":20,\"recipients_per_s\":10.0,"
         "\"failed\":1,\"retried\":0,\"p50_ms\":0.100,\"p95_ms\":0.100,\"p99_ms\":0.100,"
+        "\"p999_ms\":0.100,"
         "\"max_ms\":0.100,\"errors\":{\"503\":1,\"closed\":1},\"seconds\":2.000000,\"bytes\":99}");
     buf_release(&out);
     mem_free(tally);
