@@ -1,7 +1,43 @@
 /* The durable queue. It owns every Redis key and script.
  *
  * Must not know: SMTP, HTTP, services, routing. It stores what it is given, hands out what is due,
- * and never loses or doubles a batch: see the state drawing in design.md section 3.
+ * and never loses or doubles a batch.
+ *
+ *               enqueue            claim              start
+ *   (nothing) ---------> READY ----------> CLAIMED ----------> STARTED
+ *       | send_at        ^ ^ ^                |                   |
+ *       v           due  | | |  lease ended,  |                   |
+ *   DELAYED -------------+ | +- settle READY -+-------------------+
+ *       ^          release |                  |                   |
+ *       |      HELD -------+                  |                   |
+ *       |       ^------------- settle HOLD ---+-------------------+
+ *       +--------------------- settle DELAY --+-------------------+
+ *              DONE <--------- settle DONE ---+-------------------+
+ *
+ * A lease that ends in STARTED makes its batch READY with an unknown outcome; three in a row HOLD
+ * it. Operators move what nobody has claimed (work.h): HELD to READY, READY to HELD and so on.
+ *
+ * Keys, in each shard under its tag {hN} (README.md has all of them and what each holds):
+ *   :m:ID message  :b:ID body  :q:ENTRY batch   the records
+ *   :r: lists, :c: rotation   READY by lane, backend, client; :y: those that are expired
+ *   :d: :h: sorted sets       DELAYED by due time, HELD by the time of holding
+ *   :l :t                     leases by their end; token and state of each
+ *   :x :f :z :a               open, finished, dead, all messages
+ *   :s:                       the search index (search.h)
+ *   :k                        sums that cannot be read off the above
+ *
+ * Cost: no step grows with the length of the queue but as the logarithm of a sorted set, KEYS and
+ * SCAN are never used, and what one call looks at is bounded. README.md counts the commands.
+ *   enqueue         one script a turn and shard; batches and recipients
+ *   claim           one script a shard; batches and clients served
+ *   start, settle   one script a turn and shard; batches
+ *   show            batches of the message
+ *   list, open      2,000 messages a shard at most; the page
+ *   list, all       the same; far back, a step for each 300 messages on the way
+ *   list, find      200 segments of the index a shard at most, 3,000 messages each; the page
+ *   totals          (lane, backend) pairs, clients with work, leases in flight
+ *   sweep           500 items a step at most
+ *   operators       100 messages a step at most (work.h)
  *
  * Thread: a handle belongs to one loop; every call and callback runs there. Each loop has its own
  * handle with its own pipelined Redis connection; Redis is the only thing handles share.

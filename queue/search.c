@@ -151,11 +151,16 @@ static struct span domain_term(struct span address)
 
 static void add_recipients(struct indexing *indexing, const struct message *message)
 {
+    struct span last_domain = {0};
     for (size_t b = 0; b < message->batch_count; b++) {
         const struct batch *batch = &message->batches[b];
         for (size_t i = 0; i < batch->recipient_count; i++) {
+            struct span domain = domain_term(batch->recipients[i].address);
             add_term(indexing, batch->recipients[i].address);
-            add_term(indexing, domain_term(batch->recipients[i].address));
+            if (!span_eq(domain, last_domain)) {
+                add_term(indexing, domain);
+                last_domain = domain;
+            }
         }
     }
 }
