@@ -156,6 +156,7 @@ static void open_http(struct front *front, struct gate *gate)
         .is_admin = admin,
         .admin_needs_key = wants_key(front->conf.conf),
     });
+    api_set_settings(gate->api, front->conf.conf);
     gate->limits = (struct http_limits){.idle_timeout_ms = listener->idle_timeout_ms};
     gate->http = http_server_new(front->loop, api_handler(), gate->api, &gate->limits);
 }
@@ -258,6 +259,7 @@ void front_reconfigure(struct front *front, const struct front_conf *conf)
         } else {
             api_reconfigure(gate->api, front->conf.policy, gate->conf->max_message_bytes,
                             gate->conf->max_recipients, wants_key(conf->conf));
+            api_set_settings(gate->api, conf->conf);
         }
     }
     drop_snapshots(&old);

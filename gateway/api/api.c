@@ -5,6 +5,7 @@
 #include "gateway/api/messages.h"
 #include "gateway/api/openapi.h"
 #include "gateway/api/problem.h"
+#include "gateway/api/work.h"
 #include "gateway/base/clock.h"
 #include "gateway/base/codec.h"
 
@@ -20,6 +21,12 @@ static const struct api_route routes[] = {
      .takes_message = true},
     {.method = "GET", .path = "/v1/messages", .access = API_READ, .handle = messages_list},
     {.method = "GET", .path = "/v1/messages/{id}", .access = API_READ, .handle = messages_get},
+    {.method = "DELETE", .path = "/v1/messages/{id}", .access = API_SEND, .handle = work_delete},
+    {.method = "POST", .path = "/v1/admin/queue/{verb}", .access = API_ADMIN, .handle = work_post},
+    {.method = "GET",
+     .path = "/v1/admin/dead-letters",
+     .access = API_ADMIN,
+     .handle = messages_list_dead},
     {.method = "GET", .path = "/v1/admin/queue", .access = API_ADMIN, .handle = admin_queue},
     {.method = "GET", .path = "/v1/admin/messages", .access = API_ADMIN, .handle = admin_messages},
     {.method = "GET", .path = "/metrics", .access = API_METRICS, .handle = health_metrics},
@@ -539,6 +546,11 @@ void api_free(struct api **api)
     policy_unref(&(*api)->conf.policy);
     mem_free(*api);
     *api = NULL;
+}
+
+void api_set_settings(struct api *api, const struct conf *settings)
+{
+    api->settings = settings;
 }
 
 void api_reconfigure(struct api *api, struct policy *policy, size_t max_message_bytes,

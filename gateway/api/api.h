@@ -39,6 +39,7 @@
 #include <stddef.h>
 
 struct api;
+struct conf;
 
 /* Everything is borrowed and must outlive the api, except `policy`, of which a reference is taken.
  */
@@ -69,6 +70,9 @@ const struct http_handler *api_handler(void);
 /* A reload: requests that run keep the old policy. */
 void api_reconfigure(struct api *api, struct policy *policy, size_t max_message_bytes,
                      size_t max_recipients, bool admin_needs_key);
+/* What operator work needs of the configuration: backends to move to, how long lanes keep messages.
+ * Borrowed until the next call; NULL: there is nothing to move to. */
+void api_set_settings(struct api *api, const struct conf *settings);
 /* /readyz answers 503 from now on. */
 void api_set_draining(struct api *api, bool draining);
 /* Requests not answered yet or whose work outlives their peer. */

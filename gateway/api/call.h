@@ -20,7 +20,8 @@
 
 struct api {
     struct api_conf conf;
-    struct api_call *first; /* all calls */
+    const struct conf *settings; /* api_set_settings() */
+    struct api_call *first;      /* all calls */
     size_t count;
     bool draining;
 };

@@ -21,6 +21,8 @@ void messages_get(struct api_call *call);
 void messages_list(struct api_call *call);
 /* All clients. */
 void messages_list_all(struct api_call *call);
+/* The same of dead letters, the last that ended first. */
+void messages_list_dead(struct api_call *call);
 
 /* The object of product.md section 7 for one message. `*budget` is how many recipients may still be
  * named in this answer and is lowered; a message with more has an empty list and

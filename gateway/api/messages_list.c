@@ -149,9 +149,9 @@ static void refuse_parameter(struct api_call *call, struct span name)
     api_refuse(call, 422, detail);
 }
 
-static void list(struct api_call *call, bool all)
+static void list(struct api_call *call, bool all, bool dead)
 {
-    struct queue_filter filter = {.limit = LIST_LIMIT_DEFAULT};
+    struct queue_filter filter = {.limit = LIST_LIMIT_DEFAULT, .dead_only = dead};
     struct span rest = call->request->query;
     struct span name = {0};
     struct span value = {0};
@@ -184,10 +184,15 @@ static void list(struct api_call *call, bool all)
 
 void messages_list(struct api_call *call)
 {
-    list(call, (call->scopes & POLICY_SCOPE_ADMIN) != 0);
+    list(call, (call->scopes & POLICY_SCOPE_ADMIN) != 0, false);
 }
 
 void messages_list_all(struct api_call *call)
 {
-    list(call, true);
+    list(call, true, false);
+}
+
+void messages_list_dead(struct api_call *call)
+{
+    list(call, true, true);
 }

@@ -51,6 +51,8 @@ static const char head[] =
     QUERY("limit", "{\"type\":\"integer\",\"minimum\":1,\"maximum\":500,\"default\":50}",       \
           "Page size")
 
+#define WORK_ERRORS "\"401\":" PROBLEM_REF ",\"403\":" PROBLEM_REF ",\"503\":" PROBLEM_REF
+
 static const struct operation operations[] = {
     {"post", "/v1/messages",
      "{\"operationId\":\"submitMessage\",\"summary\":\"Submit one message\","
@@ -90,6 +92,28 @@ static const struct operation operations[] = {
      "\"description\":\"The message\"," JSON_OF(
          "Message") "},\"401\":" PROBLEM_REF ",\"403\":" PROBLEM_REF ",\"404\":" PROBLEM_REF
                     ",\"503\":" PROBLEM_REF "}}"},
+    {"delete", "/v1/messages/{id}",
+     "{\"operationId\":\"cancelMessage\",\"summary\":\"Cancel what has not left\",\"parameters\":[{\"name\":"
+     "\"id\",\"in\":\"path\",\"required\":true,\"schema\":{\"type\":\"string\"}}],\"responses\":{\"200\":{"
+     "\"description\":\"What was cancelled; busy batches are being sent\"," JSON_OF(
+         "Worked") "}," WORK_ERRORS ",\"404\":" PROBLEM_REF ",\"409\":" PROBLEM_REF "}}"},
+    {"post", "/v1/admin/queue/{verb}",
+     "{\"operationId\":\"work\",\"summary\":\"Hold, release, retry, cancel, move, purge or replay messages\","
+     "\"description\":\"Works through at most limit messages; with a next_cursor there is more: send the same body with "
+     "it. Batches that are claimed are never touched, they count as busy.\",\"parameters\":[{\"name\":\"verb\",\"in\":"
+     "\"path\",\"required\":true,\"schema\":{\"enum\":[\"hold\",\"release\",\"retry\",\"cancel\",\"move\","
+     "\"purge\",\"replay\"]}}],\"requestBody\":{\"required\":true," JSON_OF(
+         "Work") "},\"responses\":{\"200\":{"
+                 "\"description\":\"What matched and what was done\"," JSON_OF(
+                     "Worked") "}," WORK_ERRORS ",\"400\":" PROBLEM_REF ",\"404\":" PROBLEM_REF
+                               ",\"422\":" PROBLEM_REF "}}"},
+    {"get", "/v1/admin/dead-letters",
+     "{\"operationId\":\"listDeadLetters\",\"summary\":\"Messages with recipients that failed, expired or are unknown, "
+     "as long as they can be replayed; the last first\",\"parameters\":[" LIST_PARAMETERS "," QUERY(
+         "client", "{\"type\":\"string\"}",
+         "Only this client") "],\"responses\":{\"200\":{\"description\":"
+                             "\"One page\"," JSON_OF("MessagePage") "}," WORK_ERRORS
+                                                                    ",\"422\":" PROBLEM_REF "}}"},
     {"get", "/v1/admin/queue",
      "{\"operationId\":\"queueTotals\",\"summary\":\"Depth per lane and backend\",\"responses\":{\"200\":{"
      "\"description\":\"Totals\"," JSON_OF("QueueTotals") "},\"401\":" PROBLEM_REF
@@ -150,6 +174,28 @@ static const struct schema schemas[] = {
      "\"rejected\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{\"address\":{\"type\":"
      "\"string\"},\"reason\":{\"type\":\"string\"}}}},\"batches\":{\"type\":\"integer\"},\"collected\":{\"const\":true,\"description\":\"Will be sent in the digest id\"},\"deduplicated\":{\"const\":true,\"description\":\"A repeat within "
      "the client's window: not sent again; id is that of the last one that was\"}}}"},
+    {"Work",
+     "{\"type\":\"object\",\"properties\":{\"ids\":{\"type\":\"array\",\"maxItems\":500,\"items\":{\"type\":"
+     "\"string\"},\"description\":\"Message ids, or id/batch\"},\"selector\":{\"type\":\"object\",\"properties\":{"
+     "\"lane\":{\"type\":\"string\"},\"backend\":{\"type\":\"string\"},\"client\":{\"type\":\"string\"},"
+     "\"sender\":{\"type\":\"string\",\"description\":\"Of From or the reverse-path; or *@domain\"},\"domain\":{"
+     "\"type\":\"string\",\"description\":\"Of a recipient; cancel and replay are then for those only\"},\"tag\":{"
+     "\"type\":\"string\"},\"state\":{\"enum\":[\"ready\",\"delayed\",\"held\",\"failed\",\"expired\","
+     "\"unknown\",\"finished\"]},\"older_than\":{\"type\":\"string\",\"description\":\"2d, or a time\"}},"
+     "\"additionalProperties\":false},\"all\":{\"type\":\"boolean\",\"description\":\"Needed without ids and "
+     "selector\"},\"reason\":{\"type\":\"string\"},\"to\":{\"type\":\"string\",\"description\":\"move: the backend"
+     "\"},\"reset\":{\"type\":\"boolean\",\"description\":\"retry: as if never tried\"},\"dry_run\":{\"type\":"
+     "\"boolean\"},\"limit\":{\"type\":\"integer\",\"minimum\":1,\"maximum\":10000,\"default\":2000},\"cursor\":{"
+     "\"type\":\"string\"}},\"additionalProperties\":false}"},
+    {"Worked",
+     "{\"type\":\"object\",\"properties\":{\"verb\":{\"type\":\"string\"},\"dry_run\":{\"type\":\"boolean\"},"
+     "\"matched\":{\"type\":\"object\",\"properties\":{\"messages\":{\"type\":\"integer\"},\"batches\":{\"type\":"
+     "\"integer\"},\"recipients\":{\"type\":\"object\",\"additionalProperties\":{\"type\":\"integer\"},"
+     "\"description\":\"By the state they had\"}}},\"changed\":{\"type\":\"integer\",\"description\":\"Batches\"},"
+     "\"busy\":{\"type\":\"integer\",\"description\":\"Batches that are claimed\"},\"skipped_count\":{\"type\":"
+     "\"integer\"},\"skipped\":{\"type\":\"array\",\"maxItems\":100,\"items\":{\"type\":\"object\",\"properties\":{"
+     "\"id\":{\"type\":\"string\"},\"batch\":{\"type\":[\"integer\",\"null\"]},\"reason\":{\"type\":\"string\"}}}},"
+     "\"next_cursor\":{\"type\":[\"string\",\"null\"]},\"id\":{\"type\":\"string\"}}}"},
     {"RecipientState",
      "{\"enum\":[\"queued\",\"delivered\",\"failed\",\"expired\",\"suppressed\",\"cancelled\","
      "\"unknown\"]}"},

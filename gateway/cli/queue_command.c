@@ -1,4 +1,5 @@
 #include "gateway/cli/pages.h"
+#include "gateway/cli/queue_work_command.h"
 
 #include <string.h>
 
@@ -13,7 +14,8 @@ struct queue_options {
     const char *backend;
     const char *client, *state, *sender, *domain, *tag, *older_than;
     struct pages pages;
-    bool all; /* finished messages too */
+    bool all;  /* finished messages too */
+    bool dead; /* dead letters */
 };
 
 static bool row_wanted(const struct queue_options *o, const json_t *row)
@@ -83,6 +85,10 @@ static void print_depths(const json_t *answer)
     (void)printf("\n%lld messages open, %lld bytes held\n",
                  (long long)json_integer_value(json_object_get(answer, "messages_open")),
                  (long long)json_integer_value(json_object_get(answer, "bytes")));
+    long long dead = (long long)json_integer_value(json_object_get(answer, "dead_letters"));
+    if (dead > 0) {
+        (void)printf("%lld dead letters (heave queue show --dead)\n", dead);
+    }
 }
 
 static void print_refused(const json_t *answer)
@@ -118,7 +124,7 @@ static int messages_path(const struct queue_options *o, struct buf *path)
     const struct {
         const char *name, *value;
     } rows[] = {
-        {"state", o->all ? "any" : "unfinished"},
+        {"state", o->all || o->dead ? "any" : "unfinished"},
         {"state", o->state},
         {"lane", o->lane},
         {"backend", o->backend},
@@ -128,7 +134,8 @@ static int messages_path(const struct queue_options *o, struct buf *path)
         {"tag", o->tag},
         {"before", o->older_than},
     };
-    int status = buf_append(path, SPAN_LIT("/v1/admin/messages"));
+    int status = buf_append(path, o->dead ? SPAN_LIT("/v1/admin/dead-letters")
+                                          : SPAN_LIT("/v1/admin/messages"));
     for (size_t i = 0; i < sizeof rows / sizeof rows[0] && status == ERR_OK; i++) {
         if (rows[i].value != NULL) {
             status = client_query(path, rows[i].name, rows[i].value);
@@ -167,7 +174,9 @@ static int run_verb(struct queue_options *o, int count, char **words)
     bool is_list = count == 1 && strcmp(words[0], "list") == 0;
     bool is_show = count >= 1 && count <= 2 && strcmp(words[0], "show") == 0;
     if (!is_list && !is_show) {
-        return cli_usage(&cli_queue_command, "say list or show [ID]");
+        return cli_usage(
+            &cli_queue_command,
+            "say list, show [ID], hold, release, retry, cancel, move, purge or replay");
     }
     struct err err;
     struct client *client = NULL;
@@ -200,6 +209,7 @@ static int run_queue(int argc, char **argv)
         LIMIT,
         CURSOR,
         ALL,
+        DEAD,
     };
     static const struct option options[] = {{"lane", required_argument, NULL, LANE},
                                             {"backend", required_argument, NULL, BACKEND},
@@ -212,8 +222,12 @@ static int run_queue(int argc, char **argv)
                                             {"limit", required_argument, NULL, LIMIT},
                                             {"cursor", required_argument, NULL, CURSOR},
                                             {"all", no_argument, NULL, ALL},
+                                            {"dead", no_argument, NULL, DEAD},
                                             CLI_COMMON_OPTIONS,
                                             {0}};
+    if (queue_work_wanted(argc, argv)) {
+        return queue_work_run(argc, argv);
+    }
     struct queue_options o = {.pages.limit = LIMIT_DEFAULT};
     const char **const texts[] = {&o.lane,   &o.backend, &o.client, &o.state,
                                   &o.sender, &o.domain,  &o.tag,    &o.older_than};
@@ -228,6 +242,8 @@ static int run_queue(int argc, char **argv)
             o.pages.cursor = mem_dup(span_of(optarg));
         } else if (option == ALL) {
             o.all = true;
+        } else if (option == DEAD) {
+            o.dead = true;
         } else if (option == LIMIT && !pages_limit(optarg, &o.pages)) {
             return cli_usage(&cli_queue_command, "--limit is 1 to %d", PAGES_LIMIT_MAX);
         } else if (option != LIMIT && !cli_common_take(&o.common, option, optarg)) {
@@ -241,14 +257,29 @@ static int run_queue(int argc, char **argv)
 
 const struct cli_command cli_queue_command = {
     .name = "queue",
-    .summary = "look at the queue",
+    .summary = "look at the queue, hold, retry, cancel or move what waits",
     .usage =
         "Usage: heave queue list [--lane LANE] [--backend NAME] [-c FILE | --url URL] [--json]\n"
         "       heave queue show [FILTERS] [--all] [--limit N] [--cursor CURSOR] ...\n"
         "       heave queue show ID ...\n"
+        "       heave queue show --dead [FILTERS] ...\n"
+        "       heave queue hold|release|retry|cancel|move|purge|replay ID[/BATCH]... | SELECTOR... | --all\n"
+        "                   [--reason TEXT] [--to BACKEND] [--reset] [--dry-run] [--yes] ...\n"
         "\n"
         "list shows how many batches wait in each lane for each backend, show the messages behind them (newest\n"
-        "first) or all of one message. Asks the admin listener.\n"
+        "first) or all of one message. The other verbs work on what waits; they ask the admin listener, too:\n"
+        "\n"
+        "  hold     sets ready and delayed batches aside, with the reason\n"
+        "  release  lets held ones go on\n"
+        "  retry    sends delayed and held ones now; --reset as if they had never been tried\n"
+        "  cancel   ends what has not left; with --domain only for its recipients     (wants --yes)\n"
+        "  move     gives batches to another backend, --to                            (wants --yes)\n"
+        "  purge    cancels what waits and removes what has ended, its history too    (wants --yes)\n"
+        "  replay   sends dead letters (failed, expired, unknown) again\n"
+        "\n"
+        "A batch that is being sent is left alone. Selectors are --lane, --backend, --client, --sender (also\n"
+        "*@domain), --domain, --tag, --older-than and --state: ready, delayed, held, failed, expired, unknown,\n"
+        "finished. Without --yes, or with --dry-run, only the counts are printed.\n"
         "\n"
         "      --lane LANE     only this lane\n"
         "      --backend NAME  only this backend\n"
@@ -258,7 +289,8 @@ const struct cli_command cli_queue_command = {
         "      --domain NAME   with a recipient there\n"
         "      --tag TAG       with this tag\n"
         "      --older-than T  accepted before a time (RFC 3339) or longer ago than 2d, 6h, 30m\n"
-        "      --all           finished messages too\n"
+        "      --all           finished messages too; for the other verbs: everything they are for\n"
+        "      --dead          dead letters: messages that can be replayed\n"
         "      --limit N       at most N messages, 1 to 10000 (50)\n"
         "      --cursor CURSOR go on where a former call ended\n"
         "  -c, --config FILE   find the gateway by its configuration\n"

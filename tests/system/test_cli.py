@@ -69,8 +69,8 @@ def test_version():
     (["send", "--url", "http://127.0.0.1:1", "--timeout", "soon", *composed()], "--timeout takes a duration"),
     (["status"], "give one message id"),
     (["status", "id"], "Give -c FILE or --url URL"),
-    (["queue"], "say list or show"),
-    (["queue", "burn"], "say list or show"),
+    (["queue"], "say list, show"),
+    (["queue", "burn"], "say list, show"),
     (["passwd", "hunter2"], "never an argument"),
 ])
 def test_wrong_usage(args, words):

@@ -249,6 +249,7 @@ static const char *member(const struct line *line, const char *name)
 }
 
 #define ERP "authorization: Bearer " KEY_ERP "\r\n"
+#define OPS "authorization: Bearer " KEY_OPS "\r\n"
 #define JSON_TYPE "content-type: application/json\r\n"
 #define SMALL \
     "{\"from\":\"a@contoso.test\",\"to\":\"b@contoso.test\",\"subject\":\"s\",\"text\":\"t\"}"
@@ -422,6 +423,13 @@ static void test_refusals(void **state)
          "www-authenticate", "read"},
         {"POST /v1/messages", JSON_TYPE "x-api-key: " KEY_READ "\r\n", SMALL, 403, "", "scope"},
         {"GET /v1/admin/queue", ERP, "", 403, "", "scope"},
+        {"POST /v1/admin/queue/hold", ERP JSON_TYPE, "{\"all\":true}", 403, "", "scope"},
+        {"POST /v1/admin/queue/burn", OPS JSON_TYPE, "{\"all\":true}", 404, "", "replay"},
+        {"POST /v1/admin/queue/hold", OPS JSON_TYPE, "[]", 400, "", "object"},
+        {"GET /v1/admin/queue/hold", OPS, "", 405, "allow: POST", "method"},
+        {"GET /v1/admin/dead-letters?limit=0", OPS, "", 422, "", "limit"},
+        {"DELETE /v1/messages/01ARZ3NDEKTSV4RRFFQ69G5FAV-0", ERP, "", 404, "", "message"},
+        {"DELETE /v1/messages/x", "x-api-key: " KEY_READ "\r\n", "", 403, "", "scope"},
         {"GET /metrics", "", "", 401, "", "key"},
         {"GET /nowhere", ERP, "", 404, "", "openapi"},
         {"GET /v1/messages/", ERP, "", 404, "", ""},
@@ -752,6 +760,53 @@ static void test_health(void **state)
     line_close(&line);
 }
 
+/* Orders that cannot be read, each with where. */
+static void test_bad_orders(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *verb, *body, *pointer;
+    } rows[] = {
+        {"hold", "{}", "/selector"},
+        {"hold", "{\"selector\":{}}", "/selector"},
+        {"hold", "{\"ids\":[]}", "/selector"},
+        {"hold", "{\"ids\":[7]}", "/ids"},
+        {"hold", "{\"all\":1}", "/all"},
+        {"hold", "{\"all\":true,\"lanes\":\"bulk\"}", "/lanes"},
+        {"hold", "{\"selector\":{\"lain\":\"bulk\"}}", "/selector/lain"},
+        {"hold", "{\"selector\":{\"lane\":3}}", "/selector/lane"},
+        {"hold", "{\"selector\":{\"state\":\"asleep\"}}", "/selector/state"},
+        {"hold", "{\"selector\":{\"older_than\":\"long\"}}", "/selector/older_than"},
+        {"hold", "{\"all\":true,\"limit\":0}", "/limit"},
+        {"hold", "{\"all\":true,\"to\":\"hve\"}", "/to"},
+        {"hold", "{\"all\":true,\"reset\":true}", "/reset"},
+        {"move", "{\"all\":true}", "/to"},
+        {"move", "{\"all\":true,\"to\":\"nowhere\"}", "/to"},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct line line;
+        char request[64];
+        (void)snprintf(request, sizeof(request), "POST /v1/admin/queue/%s", rows[i].verb);
+        ask(w, &line, request, OPS JSON_TYPE, rows[i].body);
+        const json_t *error = json_array_get(json_object_get(line.body, "errors"), 0);
+        const char *pointer = json_string_value(json_object_get(error, "pointer"));
+        if (line.status != 422 || pointer == NULL || strcmp(pointer, rows[i].pointer) != 0) {
+            fail_msg("row %zu: %d at %s", i, line.status, pointer != NULL ? pointer : "nothing");
+        }
+        line_close(&line);
+    }
+    struct line line;
+    ask(w, &line, "POST /v1/admin/queue/hold", OPS JSON_TYPE, "{\"all\":true,\"cursor\":\"y0:\"}");
+    assert_int_equal(line.status, 422);
+    line_close(&line);
+    ask(w, &line, "POST /v1/admin/queue/hold", OPS JSON_TYPE,
+        "{\"selector\":{\"client\":\"nobody\"}}");
+    assert_int_equal(line.status, 200);
+    assert_int_equal(json_integer_value(json_object_get(line.body, "changed")), 0);
+    assert_true(json_is_null(json_object_get(line.body, "next_cursor")));
+    line_close(&line);
+}
+
 static void test_openapi(void **state)
 {
     struct world *w = *state;
@@ -918,6 +973,7 @@ int main(void)
         cmocka_unit_test(test_list),
         cmocka_unit_test(test_admin_listener),
         cmocka_unit_test(test_health),
+        cmocka_unit_test(test_bad_orders),
         cmocka_unit_test(test_openapi),
         cmocka_unit_test(test_peer_gone),
         cmocka_unit_test(test_redis_away),
