@@ -1,5 +1,7 @@
 #include "gateway/events.h"
 
+#include "gateway/base/clock.h"
+#include "gateway/base/codec.h"
 #include "gateway/base/log.h"
 
 #include <stdatomic.h>
@@ -181,12 +183,15 @@ static const struct metric_def metric_table[ROW_COUNT] = {
                                                "configuration was kept."},
 };
 
+enum { WARNED_ROWS = 64 };
+
 struct events {
     struct metrics *metrics;
     struct metric *accept_seconds;
     struct metric *redis_up;
     atomic_int redis_connections;
     int redis_expected;
+    _Atomic uint64_t warned[WARNED_ROWS]; /* hashes of Redis' warnings, with their minute */
 };
 
 struct events *events_new(void)
@@ -353,8 +358,21 @@ void events_redis_refused(struct events *events, const char *why)
               LOG_TEXT("why", why != NULL ? why : ""));
 }
 
+/* Each loop has its own connection and hears the same of the server: one of them says it. Two texts
+ * that share a row at worst say theirs twice. */
+static bool said_this_minute(struct events *events, const char *text)
+{
+    uint64_t minute = (uint64_t)(clock_mono_ms() / 60000);
+    uint64_t mark = codec_fnv1a(span_of(text)) + minute;
+    return atomic_exchange_explicit(&events->warned[mark % WARNED_ROWS], mark,
+                                    memory_order_relaxed) == mark;
+}
+
 void events_redis_warning(struct events *events, const char *text)
 {
+    if (said_this_minute(events, text)) {
+        return;
+    }
     metric_add(series(events, ROW_REDIS_WARNINGS_TOTAL, NULL, NULL, NULL), 1);
     log_event(LOG_WARN, "redis", LOG_TEXT("warning", text));
 }

@@ -5,6 +5,7 @@
 #include "gateway/base/tls.h"
 #include "gateway/dispatch.h"
 #include "gateway/front.h"
+#include "gateway/redis_check.h"
 #include "queue/embedded.h"
 
 #include <signal.h>
@@ -441,12 +442,7 @@ static int open_redis(struct serve *serve, struct err *err)
     serve->queue = conf->handle;
     events_durability(serve->events, queue_durability_name(serve->queue.durability));
     if (conf->kind == CONF_QUEUE_STANDALONE) {
-        struct tls_client_conf tls = {.ca_file = conf->ca_file,
-                                      .cert_file = conf->cert_file,
-                                      .key_file = conf->key_file,
-                                      .min_version = TLS_1_2,
-                                      .verify = true};
-        int status = conf->use_tls ? tls_client_new(&tls, &serve->redis_tls, err) : ERR_OK;
+        int status = redis_check_tls(conf, &serve->redis_tls, err);
         serve->queue.tls = serve->redis_tls;
         return status;
     }

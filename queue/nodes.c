@@ -25,6 +25,8 @@ static void on_node_state(void *ctx, bool up, const char *why)
     }
     if (up && nodes->server->topology == QUEUE_CLUSTER) {
         nodes_cluster_up(nodes, node);
+    } else if (up && nodes->server->topology == QUEUE_SENTINEL) {
+        nodes_sentinel_up(nodes);
     }
     nodes_tell(nodes, node, why);
 }
@@ -399,4 +401,30 @@ int nodes_call_place(struct nodes *nodes, const void *place, struct redis_args *
     }
     redis_args_release(args);
     return ERR_UNAVAILABLE;
+}
+
+void nodes_each(const struct nodes *nodes,
+                void (*fn)(void *ctx, const char *address, const struct redis *redis), void *ctx)
+{
+    char address[NODES_HOST_MAX + 16];
+    const struct queue_conf *server = nodes->server;
+    for (const struct node *node = nodes->list; node != NULL; node = node->next) {
+        if (node->conf.host != NULL) {
+            (void)snprintf(address, sizeof(address), "%s:%u", node->host, node->conf.port);
+        } else if (server->socket_path != NULL) {
+            (void)snprintf(address, sizeof(address), "%s", server->socket_path);
+        } else {
+            (void)snprintf(address, sizeof(address), "%s:%u", server->host, server->port);
+        }
+        fn(ctx, address, node->redis);
+    }
+}
+
+bool nodes_heard(const struct nodes *nodes)
+{
+    bool heard = nodes->guide != NULL && redis_heard(nodes->guide);
+    for (const struct node *node = nodes->list; node != NULL; node = node->next) {
+        heard = heard || redis_heard(node->redis);
+    }
+    return heard;
 }

@@ -60,6 +60,12 @@ MUST_USE int nodes_eval_behind(struct nodes *nodes, uint32_t shard, struct redis
 size_t nodes_waiting_bytes(const struct nodes *nodes, uint32_t shard);
 enum redis_wait nodes_wait_kind(const struct nodes *nodes, uint32_t shard);
 
+/* All servers. `address`: host and port, or the socket's path. */
+void nodes_each(const struct nodes *nodes,
+                void (*fn)(void *ctx, const char *address, const struct redis *redis), void *ctx);
+/* Whether any server ever answered anything. */
+bool nodes_heard(const struct nodes *nodes);
+
 /* Which connection a shard's commands go to now, to be compared only; NULL while they are parked or
  * not taken. A WAIT vouches only for what ran before it on the same connection. */
 const void *nodes_place(const struct nodes *nodes, uint32_t shard);

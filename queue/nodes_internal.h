@@ -46,8 +46,10 @@ struct nodes {
     struct redis_conf guide_conf;
     char guide_host[NODES_HOST_MAX];
     size_t guide_next; /* which of server->hosts (and known nodes) is tried next */
-    bool guide_asked;  /* an answer is awaited */
+    bool guide_asked;  /* Cluster: an answer is awaited. Sentinel: another one is being asked */
     int64_t guide_ms;  /* when it was asked last */
+    int64_t epoch;     /* Sentinel: of what is known */
+    int64_t away_ms;   /* Sentinel: since when the master is away; 0: it is up */
     bool map_known;    /* Cluster: there was a map once */
     struct redis *listener;
     struct redis_conf listener_conf;
@@ -72,7 +74,8 @@ void nodes_tell(struct nodes *nodes, const struct node *node, const char *why);
 
 /* nodes_sentinel.c */
 void nodes_sentinel_open(struct nodes *nodes);
-/* The master was lost. */
+/* The master came up; was lost. */
+void nodes_sentinel_up(struct nodes *nodes);
 void nodes_sentinel_away(struct nodes *nodes);
 
 /* nodes_cluster.c */

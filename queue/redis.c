@@ -647,6 +647,7 @@ static void take_reply(struct redis *redis, const struct redis_value *value)
     struct redis_request *request = request_pop(redis);
     const struct redis_refusal *refusal = NULL;
     int status = 0;
+    redis->heard = true;
     redis->heard_ms = loop_now_ms(redis->loop);
     stall_over(redis);
     if (redis->conf->answering != NULL) {
@@ -929,6 +930,11 @@ void redis_again(struct redis *redis, const char *why)
     } else {
         loop_timer_start(redis->loop, &redis->retry_timer, 0, connect_now, redis);
     }
+}
+
+bool redis_heard(const struct redis *redis)
+{
+    return redis->heard;
 }
 
 const struct redis_facts *redis_facts(const struct redis *redis)

@@ -102,8 +102,9 @@ struct redis_ops {
     void (*on_state)(void *ctx, bool up, const char *why);
     /* A message on the subscribed channel. */
     void (*on_message)(void *ctx, struct span payload);
-    /* SENTINEL: where the master is, as this sentinel sees it; before on_state says up. */
-    void (*on_master)(void *ctx, struct span host, uint16_t port);
+    /* SENTINEL: where the master is, as this sentinel sees it, and the epoch of that knowledge,
+     * which grows with each fail-over; before on_state says up. */
+    void (*on_master)(void *ctx, struct span host, uint16_t port, int64_t epoch);
     /* A connection ended or could not be made; another attempt follows, to where host and port of
      * the redis_conf say then. */
     void (*on_away)(void *ctx);
@@ -139,6 +140,8 @@ enum redis_wait {
     REDIS_WAIT_REPLICA, /* WAIT n */
 };
 enum redis_wait redis_wait_kind(const struct redis *redis);
+/* Whether it ever answered anything. */
+bool redis_heard(const struct redis *redis);
 /* What the server said of itself when the connection was made (redis_facts.h). */
 const struct redis_facts *redis_facts(const struct redis *redis);
 

@@ -58,7 +58,8 @@ void redis_facts_info(struct redis_facts *facts, struct span info)
     facts->version = parse_version(version);
     (void)snprintf(facts->version_text, sizeof(facts->version_text), "%s%.*s",
                    valkey.len > 0 ? "Valkey " : "", SPAN_FMT(valkey.len > 0 ? valkey : version));
-    keep(facts->mode, sizeof(facts->mode), info_value(info, "redis_mode"));
+    struct span mode = info_value(info, "redis_mode");
+    keep(facts->mode, sizeof(facts->mode), mode.len > 0 ? mode : info_value(info, "server_mode"));
     keep(facts->role, sizeof(facts->role), info_value(info, "role"));
     facts->replicas = redis_facts_replicas(info);
     facts->loading = span_eq(info_value(info, "loading"), SPAN_LIT("1"));

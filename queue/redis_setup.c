@@ -178,20 +178,35 @@ static void on_ping(void *ctx, int status, const struct redis_value *value)
     }
 }
 
+/* The value behind `name` in a flat list of names and values; nil when it is not there. */
+static const struct redis_value *pair_value(const struct redis_value *list, const char *name)
+{
+    for (size_t i = 0; list->type == REDIS_ARRAY && i + 1 < list->count; i += 2) {
+        if (span_eq(list->items[i].text, span_of(name))) {
+            return &list->items[i + 1];
+        }
+    }
+    return redis_item(NULL, 0);
+}
+
 static void on_master(void *ctx, int status, const struct redis_value *value)
 {
     struct redis *redis = ctx;
-    if (refused(redis, status, value, "SENTINEL")) {
+    /* "ERR No such master with that name" */
+    bool is_unknown = value->type == REDIS_ERROR &&
+                      span_search(value->text, SPAN_LIT("No such master")) < value->text.len;
+    if (!is_unknown && refused(redis, status, value, "SENTINEL")) {
         return;
     }
-    struct span host = redis_item(value, 0)->text;
-    int64_t port = redis_integer(redis_item(value, 1));
+    struct span host = pair_value(value, "ip")->text;
+    int64_t port = redis_integer(pair_value(value, "port"));
     if (host.len == 0 || port <= 0 || port > UINT16_MAX) {
         redis_drop(redis, "The sentinel at %s:%u knows no master \"%s\" (queue.redis names it).",
                    redis->conf->host, redis->conf->port, redis->conf->server->master_name);
         return;
     }
-    redis->ops->on_master(redis->ctx, host, (uint16_t)port);
+    redis->ops->on_master(redis->ctx, host, (uint16_t)port,
+                          redis_integer(pair_value(value, "config-epoch")));
 }
 
 static void greet(struct redis *redis, const char *user, const char *password)
@@ -244,7 +259,7 @@ void redis_setup_start(struct redis *redis)
         break;
     case REDIS_SENTINEL:
         greet(redis, server->sentinel_user, server->sentinel_password);
-        SEND(redis, on_master, "SENTINEL", "get-master-addr-by-name", server->master_name);
+        SEND(redis, on_master, "SENTINEL", "MASTER", server->master_name);
         SEND(redis, on_subscribed, "SUBSCRIBE", "+switch-master");
         break;
     case REDIS_GUIDE:

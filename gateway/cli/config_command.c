@@ -3,6 +3,7 @@
 #include "gateway/base/tls.h"
 #include "gateway/conf.h"
 #include "gateway/policy.h"
+#include "gateway/redis_check.h"
 
 #include <jansson.h>
 #include <string.h>
@@ -68,37 +69,76 @@ static void warn_open_key(const char *what, const char *file)
     }
 }
 
-static int check_file(const char *file, bool json)
+/* Asks the Redis of a good file whether it will do. Lines for a person go to `lines`; what it will
+ * not do is a mistake of the file. CLI_UNREACHABLE: nobody answered. */
+static int check_redis_of(const struct conf *conf, struct conf_report *report, struct buf *lines)
+{
+    struct err err;
+    int status = redis_check(conf, lines, &err);
+    if (status == ERR_UNAVAILABLE) {
+        return cli_fail(&cli_check_command, CLI_UNREACHABLE, "Redis could not be reached: %s",
+                        err.text);
+    }
+    if (status != ERR_OK) {
+        conf_report_add(report, conf, "queue.redis", err.text);
+    }
+    return CLI_DONE;
+}
+
+static void print_good(const struct conf *conf, const char *file, struct span redis)
+{
+    (void)printf("%s: good: %zu listeners, %zu backends, %zu routes, %zu clients\n", file,
+                 conf->listener_count, conf->backend_count, conf->route.rule_count,
+                 conf->client_count);
+    while (redis.len > 0) {
+        struct span line = span_cut(&redis, '\n');
+        (void)printf("redis: %.*s\n", SPAN_FMT(line));
+    }
+}
+
+static int check_file(const char *file, bool json, bool offline)
 {
     struct conf *conf = NULL;
     struct conf_report report;
+    struct buf lines;
+    int reached = CLI_DONE;
+    buf_init(&lines, OUTPUT_MAX);
     conf_report_init(&report);
     if (conf_load(file, &conf, &report) == ERR_OK) {
         check_use(conf, &report);
         warn_open_key("private key", conf->tls.key_file);
+        warn_open_key("private key", conf->queue.key_file);
         warn_open_key("encryption key file", conf->queue.encryption_key_file);
+    }
+    if (report.count == 0 && !offline) {
+        reached = check_redis_of(conf, &report, &lines);
     }
     int code = print_report(&report, json);
     if (code == CLI_DONE && !json) {
-        (void)printf("%s: good: %zu listeners, %zu backends, %zu routes, %zu clients\n", file,
-                     conf->listener_count, conf->backend_count, conf->route.rule_count,
-                     conf->client_count);
+        print_good(conf, file, buf_span(&lines));
     }
+    buf_release(&lines);
     conf_unref(&conf);
     conf_report_release(&report);
-    return code;
+    return code != CLI_DONE ? code : reached;
 }
 
 static int run_check(int argc, char **argv)
 {
     static const struct option options[] = {{"config", required_argument, NULL, 'c'},
                                             {"json", no_argument, NULL, 'j'},
+                                            {"offline", no_argument, NULL, CLI_OPTION_OWN},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     struct cli_common common = {0};
+    bool offline = false;
     for (int option = 0; (option = getopt_long(argc, argv, "c:jh", options, NULL)) != -1;) {
         if (option == 'h') {
             return cli_help(&cli_check_command);
+        }
+        if (option == CLI_OPTION_OWN) {
+            offline = true;
+            continue;
         }
         if (!cli_common_take(&common, option, optarg)) {
             return cli_try_help(&cli_check_command);
@@ -110,19 +150,22 @@ static int run_check(int argc, char **argv)
     if (common.config == NULL || optind < argc) {
         return cli_usage(&cli_check_command, "give one file with -c FILE");
     }
-    return check_file(common.config, common.json);
+    return check_file(common.config, common.json, offline);
 }
 
 const struct cli_command cli_check_command = {
     .name = "check",
     .summary = "validate a configuration",
     .usage =
-        "Usage: heave check -c FILE [--json]\n"
+        "Usage: heave check -c FILE [--offline] [--json]\n"
         "\n"
         "Reads a configuration as `heave serve` would and reports every mistake with file, line, column and what\n"
-        "was expected. Exit code 0 when it can be used, 1 when not. Connects to nothing.\n"
+        "was expected. When the file is good and names an external Redis, that is asked for its version, role,\n"
+        "settings and replicas, and what it promises is said; what it cannot promise is a mistake of queue.redis.\n"
+        "Exit code 0 when all can be used, 1 when not, 3 when Redis could not be reached.\n"
         "\n"
         "  -c, --config FILE   the configuration\n"
+        "      --offline       the file alone: connects to nothing\n"
         "      --json          the report as JSON\n"
         "\n"
         "Example: heave check -c heave.yaml && systemctl reload heave\n",

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The pure part of queue/ that backends may see, and what of it the world may see.
 QUEUE_FOR_BACKENDS = {"queue/message.h", "queue/fields.h"}
 QUEUE_PUBLIC = QUEUE_FOR_BACKENDS | {"queue/dedup.h", "queue/digest.h", "queue/embedded.h", "queue/keyring.h",
-                                     "queue/limiter.h", "queue/queue.h", "queue/search.h", "queue/work.h"}
+                                     "queue/limiter.h", "queue/probe.h", "queue/queue.h", "queue/search.h", "queue/work.h"}
 
 # Library header -> the files that may include it (prefixes).
 HOMES = {

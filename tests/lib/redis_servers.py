@@ -15,6 +15,16 @@ from heave import Process, free_port, wait_until
 SERVER = os.environ.get("HEAVE_REDIS_SERVER", "redis-server")
 
 
+def version():
+    """(7, 0, 15) of the server the tests run; Valkey counts by its own number, which is above 7.2."""
+    text = subprocess.run([SERVER, "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in text.split("v=")[1].split()[0].split("."))
+
+
+def major_version():
+    return version()[0]
+
+
 class RedisError(Exception):
     """An error reply."""
 
@@ -272,7 +282,3 @@ def _cluster_port():
             with contextlib.suppress(OSError), socket.socket() as bus:
                 bus.bind(("127.0.0.1", port + 10000))
                 return port
-
-
-def run_cli(*args):
-    return subprocess.run(["redis-cli", *map(str, args)], capture_output=True, text=True, check=False)

@@ -174,3 +174,36 @@ def test_wrong_topology_is_said(tmp_path, sim, clean_cluster):
     heave.wait_until(lambda: "part of a Cluster. Say cluster:// in queue.redis." in gateway.process.tail(), 20,
                      "the sentence")
     gateway.kill()
+
+
+def test_cluster_down(tmp_path, clean_sim, clean_cluster):
+    """A part without master and replica: the whole Cluster says CLUSTERDOWN, until one of them is back."""
+    gateway = start(tmp_path, clean_sim, clean_cluster, durability="fsync")
+    victim, _ = clean_cluster.master_of("{h0}")
+    node_id = victim("CLUSTER", "MYID")
+    replicas = [n for n in clean_cluster.nodes if n.role() == "slave" and
+                n("CLUSTER", "NODES").find(f"myself,slave {node_id}") >= 0]
+    senders = Senders(gateway, count=2)
+    try:
+        senders.wait_accepted(30)
+        for node in [*replicas, victim]:
+            node.kill()
+        heave.wait_until(lambda: any("451 4.3.0" in reply for reply in senders.refused), 30, "451")
+        heave.wait_until(lambda: not gateway.is_ready(), 30, "the gateway to be not ready")
+        for node in [victim, *replicas]:
+            node.start()
+        heave.wait_until(clean_cluster.is_ok, 30, "the Cluster")
+        senders.wait_accepted(30)
+    finally:
+        senders.stop()
+    assert account(clean_sim, senders)[0] == set()
+    assert gateway.stop() == 0
+
+
+def test_check(tmp_path, sim, clean_cluster):
+    gateway = heave.Gateway(tmp_path, sim, {"queue": {"redis": clean_cluster.url, "durability": "replicated"}},
+                            start=False)
+    report = gateway.run("check", "-c", str(gateway.conf_path))
+    assert report.returncode == 0, report
+    assert report.stdout.count("cluster, role master with 1 replicas online") == 3
+    assert "durability replicated: by WAIT" in report.stdout

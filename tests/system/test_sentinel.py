@@ -139,3 +139,19 @@ def test_what_fsync_alone_can_lose(tmp_path, clean_sim, servers):
     assert len(keys) == 1
     with contextlib.suppress(AssertionError):
         gateway.stop(20)
+
+
+def test_check(tmp_path, sim, servers):
+    gateway = heave.Gateway(tmp_path / "gateway", sim, {"queue": {
+        "redis": servers.url, "durability": "replicated", "replicas": 2}}, start=False)
+    report = gateway.run("check", "-c", str(gateway.conf_path))
+    assert report.returncode == 0, report
+    assert f"redis: 127.0.0.1:{servers.servers[0].port}: " in report.stdout
+    gateway.conf["queue"]["redis"] = servers.url.replace("/mail", "/nobody")
+    gateway.write_conf()
+    wrong = gateway.run("check", "-c", str(gateway.conf_path))
+    assert wrong.returncode == 1 and 'knows no master "nobody"' in wrong.stderr
+    gateway.conf["queue"] = {"redis": servers.url, "durability": "replicated", "replicas": 3}
+    gateway.write_conf()
+    few = gateway.run("check", "-c", str(gateway.conf_path))
+    assert few.returncode == 1 and "Redis has 2 of the 3 replicas" in few.stderr

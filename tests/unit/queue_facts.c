@@ -37,7 +37,9 @@ static void test_info(void **state)
     assert_false(facts.loading);
     assert_string_equal(facts.policy, "noeviction");
     assert_int_equal(facts.max_memory, 1048576);
-    facts = facts_of("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\n");
+    facts = facts_of("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\n"
+                     "server_mode:cluster\r\n");
+    assert_string_equal(facts.mode, "cluster");
     assert_string_equal(facts.version_text, "Valkey 8.0.1");
     assert_int_equal(facts.version, 70204);
     facts = facts_of("");
