@@ -2,6 +2,7 @@
  * forgotten, so that a body is in memory once and a window of pieces beside it. */
 #include "queue/queue_internal.h"
 
+#include "gateway/base/failpoint.h"
 #include "queue/body.h"
 
 #include <stdio.h>
@@ -82,6 +83,7 @@ static void on_piece(void *ctx, int status, const struct redis_value *value)
 {
     struct queue_fetch *fetch = ctx;
     uint32_t index = fetch->answered++;
+    FAILPOINT("body-piece-answered");
     if (fetch->status != 0) {
         /* Only the end of it is waited for. */
     } else if (status == ERR_PROTO && !fetch->whole &&

@@ -3,6 +3,8 @@
  * stores the message. A reservation whose owner dies ends by itself. */
 #include "queue/queue_internal.h"
 
+#include "gateway/base/failpoint.h"
+
 #include <stdio.h>
 
 struct key_begin {
@@ -55,6 +57,7 @@ static void on_begun(void *ctx, int status, const struct redis_value *value)
                                                   QUEUE_KEY_CONFLICT, QUEUE_KEY_RUNNING};
     struct key_begin *begin = ctx;
     struct queue_key_found found = {0};
+    FAILPOINT("key-begun");
     int64_t state = redis_integer(redis_item(value, 0));
     if (status == ERR_PROTO || (status == 0 && (value->type != REDIS_ARRAY || state > 3))) {
         status = ERR_UNAVAILABLE;

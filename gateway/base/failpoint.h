@@ -35,9 +35,10 @@
 #define FAILPOINT_TABLE(POINT)                                                                       \
     /* Accepting. Before the answer nothing may be promised; after it nothing may be lost. */        \
     POINT("intake-before-enqueue", "checked and routed, nothing stored: no yes may be heard")        \
+    POINT("key-begun",             "a key is reserved and nothing stored: it must come free again")  \
     POINT("enqueue-body-ahead",    "a large body is under way, its message is not: it must go away") \
     POINT("enqueue-before-write",  "a group is filled, nothing is written")                          \
-    POINT("enqueue-answered",      "Redis has the group, no client has heard: in doubt, kept once") \
+    POINT("enqueue-answered",      "Redis has the group, no client has heard: in doubt, kept once")  \
     POINT("enqueue-wait-answered", "durable on the replicas or the disk, no client has heard")       \
     POINT("smtp-before-reply",     "stored; 250 is not written yet")                                 \
     POINT("api-before-reply",      "stored; 202 is not written yet; a key finds it again")           \
@@ -45,6 +46,7 @@
     POINT("claim-before-write",    "nothing is claimed yet")                                         \
     POINT("claim-answered",        "leased in Redis, no lease in memory: only the sweeper knows")    \
     POINT("claim-body-answered",   "a large body has come; its batches are leased")                  \
+    POINT("body-piece-answered",   "some pieces of a large body are here, its batches are leased")   \
     POINT("courier-before-send",   "leased and held, not started: no attempt may be used up")        \
     POINT("start-before-write",    "about to say STARTED; no byte may be out")                       \
     POINT("start-written",         "STARTED is said, no byte is out: unknown though nothing was sent") \
@@ -52,7 +54,7 @@
     POINT("smtp-mid-content",      "half a message is out; the service must drop it")                \
     POINT("smtp-after-dot",        "the whole message is out, the answer is not here")               \
     POINT("smtp-answered",         "delivered, and only this process knows")                         \
-    POINT("http-body-sent",        "all of the request is given away, the answer is not here")        \
+    POINT("http-body-sent",        "all of the request is given away, the answer is not here")       \
     POINT("http-answered",         "answered, and only this process knows")                          \
     /* Settling. */                                                                                  \
     POINT("start-refused",         "error: STARTED cannot be said; nothing may be sent")             \

@@ -11,6 +11,7 @@ RARE = {"most": 3}
 POINTS = {
     # Accepting.
     "intake-before-enqueue": {**PLAIN},
+    "key-begun": {"most": 20},
     "enqueue-body-ahead": {**RARE, "needs": "large"},
     "enqueue-before-write": {**PLAIN},
     "enqueue-answered": {**PLAIN},
@@ -21,6 +22,7 @@ POINTS = {
     "claim-before-write": {**PLAIN},
     "claim-answered": {**PLAIN},
     "claim-body-answered": {**RARE, "needs": "large"},
+    "body-piece-answered": {**RARE, "needs": "large"},
     "courier-before-send": {**PLAIN},
     "start-before-write": {**PLAIN},
     "start-written": {**PLAIN},

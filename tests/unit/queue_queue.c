@@ -1,6 +1,8 @@
 /* The queue against a real redis-server. */
 #include "tests/unit/queue_harness.h"
 
+#include <time.h>
+
 static struct rig *rig_of(void **state)
 {
     return *state;
@@ -208,6 +210,33 @@ static void test_heartbeat(void **state)
     assert_int_equal(handle.swept_ended, 0);
     assert_true(claimed.leases[0]->lease_end_ms > first_end_ms + 1000);
     lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    handle_close(&handle);
+}
+
+/* When everything stood still for longer than a lease, the holder of one that is over gets to speak
+ * before a sweeper ends it. */
+static void test_standstill(void **state)
+{
+    struct handle handle;
+    struct queue_conf conf = rig_of(state)->conf;
+    static struct draft draft;
+    static struct claimed claimed;
+    conf.lease_ms = 600;
+    handle_open(rig_of(state), &handle, &conf);
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    run_for(handle.rig, 1500); /* beyond the time after the start when leases are spared anyway */
+    struct queue_lease *lease = claimed.leases[0];
+    lease->next->prev = lease->prev; /* no heartbeat saves it */
+    lease->prev->next = lease->next;
+    lease->next = NULL;
+    struct timespec still = {.tv_sec = 2, .tv_nsec = 0};
+    assert_int_equal(nanosleep(&still, NULL), 0);
+    run_for(handle.rig, 300);
+    assert_int_equal(handle.swept_ended, 0);
+    lease_finish(lease, RECIPIENT_DELIVERED);
     assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
     handle_close(&handle);
 }
@@ -709,6 +738,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lease_ends_claimed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lease_ends_started, setup, teardown),
         cmocka_unit_test_setup_teardown(test_heartbeat, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_standstill, setup, teardown),
         cmocka_unit_test_setup_teardown(test_release_and_close_give_back, setup, teardown),
         cmocka_unit_test_setup_teardown(test_hold_and_other_backend, setup, teardown),
         cmocka_unit_test_setup_teardown(test_expiry, setup, teardown),
