@@ -218,7 +218,7 @@ void nodes_cluster_open(struct nodes *nodes)
 {
     for (uint32_t i = 0; i < nodes->shard_count; i++) {
         char tag[8];
-        (void)snprintf(tag, sizeof(tag), "{h%u}", i);
+        (void)snprintf(tag, sizeof(tag), "{h%u}", i % NODES_SHARDS_MAX);
         nodes->shards[i].slot = cluster_slot(span_of(tag));
     }
     nodes_guide_open(nodes, REDIS_GUIDE, &guide_ops);
@@ -340,7 +340,7 @@ static void probe(struct nodes *nodes, uint32_t index)
     }
     char tag[8];
     struct redis_args args;
-    (void)snprintf(tag, sizeof(tag), "{h%u}", index);
+    (void)snprintf(tag, sizeof(tag), "{h%u}", index % NODES_SHARDS_MAX);
     redis_args_init(&args);
     redis_args_text(&args, "EXISTS");
     redis_args_text(&args, tag);
