@@ -47,8 +47,9 @@
  * written to the wire before the call returns unless the comment says otherwise. Results lent to a
  * callback are valid until it returns.
  *
- * Statuses passed to callbacks: 0; ERR_UNAVAILABLE (Redis away, loading, read-only, out of memory
- * for writes; the outcome of a write is then unknown only if `ERR_TIMEOUT`); ERR_FULL (admission);
+ * Statuses passed to callbacks: 0; ERR_UNAVAILABLE (Redis away, loading, read-only, refusing; the
+ * outcome of a write is then unknown only if `ERR_TIMEOUT`); ERR_FULL (admission, or Redis is out of
+ * memory);
  * ERR_STALE (lease lost); ERR_NOTFOUND; ERR_CONFLICT (idempotency key with other content); ERR_BUSY
  * (idempotency key reserved by somebody else);
  * ERR_CLOSED (handle closed). */

@@ -176,6 +176,7 @@ def test_wrong_topology_is_said(tmp_path, sim, clean_cluster):
     gateway.kill()
 
 
+@pytest.mark.slow
 def test_cluster_down(tmp_path, clean_sim, clean_cluster):
     """A part without master and replica: the whole Cluster says CLUSTERDOWN, until one of them is back."""
     gateway = start(tmp_path, clean_sim, clean_cluster, durability="fsync")

@@ -188,6 +188,7 @@ def test_settles_wait_while_redis_is_away(redis, external, clean_sim):
     redis.kill()
     clean_sim.wait_delivery("slow@contoso.test")
     redis.start()
+    heave.wait_until(external.is_ready, 20, "the gateway")
     external.wait_states(message, {"delivered": 1})
     assert sum(d["recipient"] == "slow@contoso.test" for d in clean_sim.deliveries()) == 1
 

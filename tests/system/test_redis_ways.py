@@ -12,7 +12,7 @@ from sending import SENDER
 DONE, REFUSED, UNREACHABLE = 0, 1, 3
 # As queue/README.md has it.
 ACL = ("resetkeys ~{h* resetchannels &heave:ready -@all +@read +@write +@scripting +@pubsub +@connection -@dangerous "
-       "+info +time +config|get +cluster|slots +asking")
+       "+info +time +multi +exec +config|get +cluster|slots +asking")
 
 
 @pytest.fixture(scope="module")

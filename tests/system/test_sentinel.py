@@ -11,14 +11,16 @@ from sending import SENDER, Senders, account
 
 @pytest.fixture
 def servers(tmp_path):
-    made = redis_servers.SentinelSet(tmp_path / "redis")
+    made = redis_servers.SentinelSet(tmp_path / "redis", sentinel_settings=[
+        "user watcher on >secret resetchannels &+switch-master -@all +sentinel|master +subscribe"])  # queue/README.md
     yield made
     made.stop()
 
 
 def start(tmp_path, sim, servers, **queue):
     return heave.Gateway(tmp_path / "gateway", sim, {
-        "queue": {"redis": servers.url, "durability": "replicated", "lease": "5s", **queue},
+        "queue": {"redis": servers.url, "sentinel_user": "watcher", "sentinel_password": "secret",
+                  "durability": "replicated", "lease": "5s", **queue},
         "threads": {"ingress": 1, "delivery": 1}})
 
 
