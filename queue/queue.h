@@ -48,11 +48,9 @@
  * callback are valid until it returns.
  *
  * Statuses passed to callbacks: 0; ERR_UNAVAILABLE (Redis away, loading, read-only, refusing; the
- * outcome of a write is then unknown only if `ERR_TIMEOUT`); ERR_FULL (admission, or Redis is out of
- * memory);
- * ERR_STALE (lease lost); ERR_NOTFOUND; ERR_CONFLICT (idempotency key with other content); ERR_BUSY
- * (idempotency key reserved by somebody else);
- * ERR_CLOSED (handle closed). */
+ * outcome of a write is then unknown only if `ERR_TIMEOUT`); ERR_FULL (admission, or Redis is out
+ * of memory); ERR_STALE (lease lost); ERR_NOTFOUND; ERR_CONFLICT (idempotency key with other
+ * content); ERR_BUSY (idempotency key reserved by somebody else); ERR_CLOSED (handle closed). */
 #ifndef HEAVE_QUEUE_QUEUE_H
 #define HEAVE_QUEUE_QUEUE_H
 
