@@ -86,6 +86,8 @@ static void test_simple(void **state)
     assert_int_equal(begin(&b, 60000).state, DEDUP_BUSY); /* not known yet whether it is stored */
     assert_int_equal(begin(&a, 60000).state, DEDUP_PASS); /* its answer was lost */
     dedup_commit(handle.queue, &b, SPAN_LIT("wrong"), 0); /* not his to say */
+    dedup_give_back(handle.queue, &b);
+    assert_int_equal(begin(&b, 60000).state, DEDUP_BUSY);
     dedup_commit(handle.queue, &a, SPAN_LIT("first"), 0);
     struct found found = begin(&b, 60000);
     assert_int_equal(found.state, DEDUP_REPEAT);
