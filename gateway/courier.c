@@ -244,6 +244,7 @@ static void on_flight_done(struct delivery *delivery, const struct answer *answe
         settle_flight(flight, answers, account);
     }
     station->finished++;
+    station->has_finished = true;
     courier->flights--;
     lanes_end(&station->lanes, flight->lane);
     mem_free(flight);
@@ -379,6 +380,7 @@ static void on_poll(void *ctx)
 {
     struct courier *courier = ctx;
     courier->again = true;
+    courier->hinted = true;
     courier_pump_later(courier);
 }
 
@@ -392,7 +394,7 @@ static void pump(void *ctx)
     bool finished = false;
     for (size_t i = 0; i < courier->conf->backend_count; i++) {
         pump_station(&courier->stations[i]);
-        finished = finished || courier->stations[i].finished > 0;
+        finished = finished || courier->stations[i].has_finished;
     }
     if (!courier->claiming && (courier->again || finished)) {
         courier_claim(courier);
@@ -411,6 +413,7 @@ void courier_pump_later(struct courier *courier)
 void courier_hint(struct courier *courier)
 {
     courier->again = true;
+    courier->hinted = true;
     courier_pump_later(courier);
 }
 

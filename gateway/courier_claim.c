@@ -6,8 +6,9 @@
 
 #include <assert.h>
 
-/* Batches claimed ahead of a backend's room, so that the next ones are there when a slot frees;
- * never more than were finished since the last claim. */
+/* Batches claimed ahead of a backend's room, so that the next ones are there when a slot frees:
+ * what it delivers in so long, at most so many. */
+#define AHEAD_MS 50
 #define AHEAD_MAX 64
 /* Nor more while so much waits already: large messages are claimed as they are sent. */
 #define AHEAD_MAX_BYTES ((size_t)8 << 20)
@@ -20,6 +21,10 @@
 /* While every slot is taken, what a lane below its part has is fetched only when nothing was
  * claimed for so long: loops with free slots come first. */
 #define PATIENCE_MS 50
+
+/* A lane that had nothing is asked for again when a hint says that somebody has work, and so often
+ * in case a hint was lost: one empty want makes a claim go through every shard. */
+#define ASK_ALL_MS 100
 
 static_assert(COURIER_LANES_MAX == LANES_MAX, "lanes.h has room for all");
 static_assert(COURIER_BACKENDS_MAX * COURIER_LANES_MAX <= QUEUE_WANTS_MAX,
@@ -67,6 +72,20 @@ static bool probe(struct station *station)
     return stuck;
 }
 
+/* Measures how fast the backend delivers. */
+static size_t ahead_of(struct station *station)
+{
+    int64_t now_ms = loop_now_ms(station->courier->loop);
+    int64_t passed_ms = now_ms - station->pace_ms;
+    if (passed_ms >= AHEAD_MS) {
+        size_t ahead = (station->finished * AHEAD_MS + (size_t)passed_ms - 1) / (size_t)passed_ms;
+        station->ahead = ahead < AHEAD_MAX ? ahead : AHEAD_MAX;
+        station->finished = 0;
+        station->pace_ms = now_ms;
+    }
+    return station->ahead;
+}
+
 /* What one station asks for: what its lanes can begin now and soon, and at times what has expired
  * of those that cannot begin anything. */
 struct plan {
@@ -74,22 +93,24 @@ struct plan {
     bool probing;
 };
 
-static void plan_station(struct station *station, bool patient, struct plan *out)
+static void plan_station(struct station *station, bool patient, bool all, struct plan *out)
 {
     *out = (struct plan){0};
     if (station->closing) {
         return;
     }
-    size_t ahead = station->finished < AHEAD_MAX ? station->finished : AHEAD_MAX;
+    size_t ahead = ahead_of(station);
     out->probing = loop_now_ms(station->courier->loop) >= station->probe_at_ms;
     bool stuck = out->probing && probe(station);
-    station->finished = 0;
+    station->has_finished = false;
     if (station_is_open(station) && !stuck) {
         lanes_plan(&station->lanes, backend_room(station->backend), ahead, patient, out->wants);
     }
     for (size_t l = 0; l < station->lanes.count; l++) {
         /* Large bodies do not pile up, but never stand in the way of another lane. */
-        if (station->waiting_bytes >= AHEAD_MAX_BYTES && station->channels[l].waiting.count > 0) {
+        bool heavy = station->waiting_bytes >= AHEAD_MAX_BYTES &&
+                     station->channels[l].waiting.count > 0;
+        if (heavy || (station->lanes.lanes[l].idle && !all)) {
             out->wants[l] = 0;
         }
     }
@@ -97,12 +118,12 @@ static void plan_station(struct station *station, bool patient, struct plan *out
 
 /* Lane by lane, all stations: what a claim may bring of bodies is spent on the first lanes first.
  */
-static void plan_claim(struct courier *courier, bool patient)
+static void plan_claim(struct courier *courier, bool patient, bool all)
 {
     struct plan plans[COURIER_BACKENDS_MAX];
     size_t stations = courier->conf->backend_count;
     for (size_t i = 0; i < stations; i++) {
-        plan_station(&courier->stations[i], patient, &plans[i]);
+        plan_station(&courier->stations[i], patient, all, &plans[i]);
     }
     courier->want_count = 0;
     for (size_t l = 0; l < courier->conf->lane_count; l++) {
@@ -204,11 +225,14 @@ void courier_claim(struct courier *courier)
 {
     courier->again = false;
     int64_t now_ms = loop_now_ms(courier->loop);
-    plan_claim(courier, now_ms - courier->claimed_ms >= PATIENCE_MS);
+    bool all = courier->hinted || now_ms - courier->asked_all_ms >= ASK_ALL_MS;
+    plan_claim(courier, now_ms - courier->claimed_ms >= PATIENCE_MS, all);
     if (courier->want_count == 0) {
         return;
     }
     courier->claimed_ms = now_ms;
+    courier->asked_all_ms = all ? now_ms : courier->asked_all_ms;
+    courier->hinted = courier->hinted && !all;
     int status = queue_claim(courier->queue, courier->wants, courier->want_count, on_claimed,
                              courier);
     courier->claiming = status == ERR_OK;

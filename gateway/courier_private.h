@@ -37,7 +37,10 @@ struct station {
     struct lanes lanes;
     size_t waiting_count;
     size_t waiting_bytes;  /* of their bodies */
-    size_t finished;       /* since the last claim */
+    size_t finished;       /* since pace_ms */
+    int64_t pace_ms;       /* loop time */
+    size_t ahead;          /* what it delivers in AHEAD_MS, as measured before pace_ms */
+    bool has_finished;     /* since the last plan */
     int64_t gate_until_ms; /* loop time: closed by the queue's gate or the quota */
     int64_t probe_at_ms;   /* loop time */
     int64_t launched_ms;   /* loop time of the last delivery's begin */
@@ -76,9 +79,11 @@ struct courier {
     struct station stations[COURIER_BACKENDS_MAX];
     struct loop_timer poll;
     struct loop_task pump;
-    int64_t claimed_ms; /* loop time of the last claim */
+    int64_t claimed_ms;   /* loop time of the last claim */
+    int64_t asked_all_ms; /* and of the last one that asked for lanes that had nothing, too */
     bool claiming;
-    bool again; /* a hint came while a claim was on its way */
+    bool hinted; /* those may have something: asked for with the next claim */
+    bool again;  /* a hint came while a claim was on its way */
     bool draining;
     size_t flights;
     size_t settles;

@@ -140,7 +140,7 @@ void lanes_plan(const struct lanes *lanes, size_t room, size_t ahead, bool patie
         if (most == 0 && patient && below_part(lanes, l, slots)) {
             want = 1;
         }
-        want = want > state->waiting ? want - state->waiting : 0;
-        out_wants[l] = state->closed ? 0 : want;
+        bool enough = state->closed || 2 * state->waiting >= want;
+        out_wants[l] = enough ? 0 : want - state->waiting;
     }
 }

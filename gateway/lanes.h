@@ -17,10 +17,10 @@
  *    lanes below their part may take those. A batch of the first lane that arrives while it uses
  *    less than the reserve begins at once; otherwise it waits for the next slot to come free, never
  *    behind what was claimed ahead for other lanes.
- *  - Claiming. Each lane's waiting batches are its own; a claim always asks for at least one batch
- *    of a lane that has none waiting, and while every slot is taken one of each lane below its part
- *    is fetched, so that the choice above is between lanes and not between what happened to be
- * here.
+ *  - Claiming. Each lane's waiting batches are its own, and at least one batch is asked for of a
+ * lane that has none waiting (the courier leaves lanes out that had nothing until it hears that
+ * there is work, or for 100 ms). While every slot is taken one of each lane below its part is
+ * fetched, so that the choice above is between lanes and not between what happened to be here.
  *
  * The same for rates (`30/m`) is done in Redis over all replicas: queue/limiter.h.
  *
@@ -61,8 +61,9 @@ void lanes_begin(struct lanes *lanes, size_t lane);
 void lanes_end(struct lanes *lanes, size_t lane);
 
 /* How many batches to claim of each lane, with `room` slots free and `ahead` more expected to come
- * free soon. `patient`: nothing was claimed for a while, so that others with free slots had their
- * chance: with no room at all one batch of each lane below its part is worth having here. */
+ * free soon; none while half of that waits here, so that claims bring several at once. `patient`:
+ * nothing was claimed for a while, so that others with free slots had their chance: with no room at
+ * all one batch of each lane below its part is worth having here. */
 void lanes_plan(const struct lanes *lanes, size_t room, size_t ahead, bool patient,
                 size_t out_wants[LANES_MAX]);
 

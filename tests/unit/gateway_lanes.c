@@ -262,9 +262,13 @@ static void test_plan(void **state)
     assert_int_equal(wants[BULK], 18);
     assert_int_equal(wants[ALERT], 10);
     /* What waits counts; what is claimed ahead for bulk takes nothing from alert. */
-    lanes.lanes[BULK].waiting = 40;
+    lanes.lanes[BULK].waiting = 20;
     lanes_plan(&lanes, 20, 30, false, wants);
-    assert_int_equal(wants[BULK], 8);
+    assert_int_equal(wants[BULK], 28);
+    assert_int_equal(wants[ALERT], 25);
+    lanes.lanes[BULK].waiting = 24; /* half of 48 */
+    lanes_plan(&lanes, 20, 30, false, wants);
+    assert_int_equal(wants[BULK], 0);
     assert_int_equal(wants[ALERT], 25);
     lanes.lanes[BULK].waiting = 400;
     lanes_plan(&lanes, 1, 0, false, wants);
