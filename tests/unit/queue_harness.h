@@ -332,22 +332,22 @@ MAYBE_UNUSED static int enqueue_wait(struct handle *handle, const struct message
  * Nothing may be on its way. */
 MAYBE_UNUSED static void recount(struct rig *rig)
 {
+    char command[1024];
+    char line[300] = "";
+    int len = snprintf(command, sizeof(command),
+                       "redis-cli -s '%s' --eval '%s/tests/lib/recount.lua'", rig->socket_path,
+                       HEAVE_SOURCE_DIR);
     for (uint32_t shard = 0; shard < 32; shard++) {
-        char command[512];
-        char line[300] = "";
-        (void)snprintf(command, sizeof(command),
-                       "redis-cli -s '%s' --eval '%s/tests/lib/recount.lua' '{h%u}' , partial",
-                       rig->socket_path, HEAVE_SOURCE_DIR, shard);
-        if (!rig->history_removed) {
-            *strrchr(command, ',') = '\0';
-        }
-        FILE *output = popen(command, "r");
-        assert_non_null(output);
-        bool equal = fgets(line, sizeof(line), output) == NULL || line[0] == '\n';
-        assert_int_equal(pclose(output), 0);
-        if (!equal) {
-            fail_msg("recount of shard %u: %s", shard, line);
-        }
+        len += snprintf(command + len, sizeof(command) - (size_t)len, " '{h%u}'", shard);
+    }
+    (void)snprintf(command + len, sizeof(command) - (size_t)len, "%s",
+                   rig->history_removed ? " , partial" : "");
+    FILE *output = popen(command, "r");
+    assert_non_null(output);
+    bool equal = fgets(line, sizeof(line), output) == NULL || line[0] == '\n';
+    assert_int_equal(pclose(output), 0);
+    if (!equal) {
+        fail_msg("recount: %s", line);
     }
 }
 
