@@ -64,6 +64,7 @@ struct embedded {
     uint64_t disk_reserve_bytes;
     bool disk_low;
     bool told_waiting; /* that it waits for space to start */
+    bool conf_written;
     struct loop_timer disk_timer;
     int64_t up_ms;  /* loop time since when it is up */
     char *data_dir; /* absolute */
@@ -187,6 +188,7 @@ static void put_quoted(FILE *file, const char *name, const char *value)
     (void)fputs("\"\n", file);
 }
 
+/* Errors: ERR_IO, ERR_FULL (the disk). */
 static int write_conf(const struct embedded *embedded, struct err *err)
 {
     int fd = open(embedded->conf_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -216,8 +218,8 @@ static int write_conf(const struct embedded *embedded, struct err *err)
     put_quoted(file, "dir", embedded->data_dir);
     put_quoted(file, "unixsocket", embedded->socket_path);
     if (fclose(file) != 0) {
-        return err_set(err, ERR_IO, "%s cannot be written: %s.", embedded->conf_path,
-                       strerror(errno));
+        return err_set(err, errno == ENOSPC ? ERR_FULL : ERR_IO, "%s cannot be written: %s.",
+                       embedded->conf_path, strerror(errno));
     }
     return 0;
 }
@@ -494,7 +496,12 @@ static int fork_child(struct embedded *embedded)
 static bool wait_for_space(struct embedded *embedded)
 {
     uint64_t left = free_bytes(embedded);
-    if (embedded->disk_reserve_bytes == 0 || left >= embedded->disk_reserve_bytes / START_PART) {
+    bool room = left >= embedded->disk_reserve_bytes / START_PART;
+    if (room && !embedded->conf_written) {
+        embedded->conf_written = write_conf(embedded, NULL) == 0;
+        room = embedded->conf_written;
+    }
+    if (room) {
         embedded->told_waiting = false;
         return false;
     }
@@ -696,7 +703,9 @@ static int prepare(struct embedded *embedded, const struct embedded_conf *conf, 
                        "queue.redis to a server of yours.",
                        name);
     }
-    return status != 0 ? status : write_conf(embedded, err);
+    status = status != 0 ? status : write_conf(embedded, err);
+    embedded->conf_written = status == 0;
+    return status == ERR_FULL ? 0 : status; /* space is waited for */
 }
 
 int embedded_start(struct loop *loop, const struct embedded_conf *conf,

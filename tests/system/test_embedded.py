@@ -28,7 +28,7 @@ def disk(tmp_path):
 
 def gateway_on(folder, data_dir, sim, reserve, **more):
     gateway = heave.Gateway(folder, sim, {"threads": {"ingress": 1, "delivery": 1}, **more}, start=False)
-    gateway.conf["queue"].update(data_dir=str(data_dir), disk_reserve=reserve, compression=False)
+    gateway.conf["queue"].update(data_dir=str(data_dir), disk_reserve=reserve, compression=False, lease="2s")
     gateway.write_conf()
     gateway.start()
     # Its ingress thread connects after it is ready.
@@ -102,10 +102,14 @@ def test_full_disk_loses_nothing(tmp_path, disk, sim):
         # Delivery comes up on the full disk, and goes on by itself when there is space.
         gateway.conf["roles"] = ["ingest", "dispatch"]
         gateway.write_conf()
-        before = gateway.process.tail(10 ** 7).count("embedded state=")
+        with contextlib.suppress(OSError), open(disk / "rest", "wb", buffering=0) as rest:
+            while True:
+                rest.write(b"x" * 512)
+        before = gateway.process.tail(10 ** 7).count("embedded state=down")
         gateway.start(ready=False)
-        heave.wait_until(lambda: gateway.process.tail(10 ** 7).count("embedded state=") > before, 20,
-                         "the server to come up or to fail")
+        heave.wait_until(lambda: gateway.process.tail(10 ** 7).count("embedded state=down") > before, 20,
+                         "the server to fail")
+        assert "The disk is full" in gateway.process.tail()
         ballast.unlink()
         heave.wait_until(gateway.is_ready, 30, "the gateway to be ready")
         for message_id in accepted:
