@@ -440,6 +440,49 @@ static void environment_expands(void **state)
     }
 }
 
+static const struct admission_lane *admitted(const struct conf *conf, const char *lane)
+{
+    for (size_t i = 0; i < conf->admission.lane_count; i++) {
+        if (strcmp(conf->admission.lanes[i].name, lane) == 0) {
+            assert_string_equal(conf->queue.handle.lane_limits[i].lane, lane);
+            assert_int_equal(conf->queue.handle.lane_limits[i].percent,
+                             conf->admission.lanes[i].admit_percent);
+            return &conf->admission.lanes[i];
+        }
+    }
+    fail_msg("no lane %s", lane);
+    return NULL;
+}
+
+static void admission_and_repeats(void **state)
+{
+    struct rig *rig = *state;
+    load_good(rig, BASE
+              "lanes: {bulk: {admit: 50%, max_age: 2h}, own: {}}\n"
+              "queue: {max_bytes: 8MiB, max_messages: 7}\n"
+              "clients:\n"
+              "- {name: a, networks: [\"::1\"], dedup: {mode: throttle, window: 90s, limit: 3}}\n"
+              "- {name: b, networks: [\"::2\"], dedup: {mode: digest, ignore_digits: true}}\n"
+              "- {name: c, networks: [\"::3\"]}\n");
+    const struct conf *conf = rig->conf;
+    assert_int_equal(conf->admission.max_bytes, 8u << 20);
+    assert_int_equal(conf->admission.max_messages, 7);
+    assert_int_equal(conf->admission.max_memory_percent, 95);
+    assert_int_equal(admitted(conf, "alert")->admit_percent, 100);
+    assert_int_equal(admitted(conf, "normal")->admit_percent, 95);
+    assert_int_equal(admitted(conf, "bulk")->admit_percent, 50);
+    assert_int_equal(admitted(conf, "bulk")->max_age_ms, 7200000);
+    assert_int_equal(admitted(conf, "own")->admit_percent, 90);
+    assert_int_equal(admitted(conf, "own")->max_age_ms, 0);
+    assert_int_equal(conf->clients[0].dedup.mode, POLICY_DEDUP_THROTTLE);
+    assert_int_equal(conf->clients[0].dedup.window_ms, 90000);
+    assert_int_equal(conf->clients[0].dedup.limit, 3);
+    assert_int_equal(conf->clients[1].dedup.mode, POLICY_DEDUP_DIGEST);
+    assert_int_equal(conf->clients[1].dedup.window_ms, 300000);
+    assert_true(conf->clients[1].dedup.ignore_digits);
+    assert_int_equal(conf->clients[2].dedup.mode, POLICY_DEDUP_OFF);
+}
+
 /* ---- HEAVE_SECTION__KEY ---- */
 
 static void environment_overrides(void **state)
@@ -771,6 +814,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(whole_example, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(small_file_gets_defaults, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(redis_addresses, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(admission_and_repeats, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(environment_expands, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(environment_overrides, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(bad_overrides, rig_setup, rig_teardown),
