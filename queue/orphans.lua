@@ -4,7 +4,7 @@
 -- KEYS: shard tag. ARGV: lock owner (of sweep.lua), lease_ms, most messages, most batches.
 -- Reply: {what was put back, batches and messages without a record}; nil when another handle sweeps.
 --
--- Where the walk is stands in :k 'walk': "N score seen id" (go on with batch N of the message, 0 for the one
+-- Where the walk is stands in :walk: "N score seen id" (go on with batch N of the message, 0 for the one
 -- after it; seen: it had open batches before N), or after the end the time when to begin anew.
 local tag = KEYS[1]
 if redis.call('GET', tag .. ':lock') ~= ARGV[1] then
@@ -19,7 +19,7 @@ local PAUSE_MS, NEAR, FAR = 10000, 2000, 100000
 -- part: end
 -- part: walk
 
-local place_of = redis.call('HGET', tag .. ':k', 'walk') or '0'
+local place_of = redis.call('GET', tag .. ':walk') or '0'
 local first, score, seen, from = string.match(place_of, '^(%d+) (%S+) (%d) (.+)$')
 local rank = 0
 if from then
@@ -194,7 +194,7 @@ for i = 1, #ids, 2 do
     end
 end
 write_ends()
-redis.call('HSET', tag .. ':k', 'walk', walk)
+redis.call('SET', tag .. ':walk', walk)
 
 -- At the end of a round: where no entry is left none can be stale.
 if not string.find(walk, ' ', 1, true) then

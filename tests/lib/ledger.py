@@ -252,7 +252,7 @@ class Shard:
                 state = self.batches[entry][0]
                 if self._wanted(entry) != name or entry in self.leases:
                     if name[0] == "r":
-                        found[name[2:].rsplit("|", 1)[0]] += state != "E"
+                        found[name[2:].rsplit("|", 1)[0]] += 1
                     else:
                         yield f"{entry} is {state} and stands in {name}"
         told = {k[len("stale|"):]: v for k, v in self.counters.items() if k.startswith("stale|") and v}

@@ -274,7 +274,7 @@ static void lose(struct handle *handle, const char *arguments, int64_t count)
 {
     int64_t before = handle->swept_orphan;
     redis_do(handle->rig, arguments);
-    redis_do(handle->rig, "HDEL {h0}:k walk"); /* begin anew, not after the pause */
+    redis_do(handle->rig, "DEL {h0}:walk"); /* begin anew, not after the pause */
     RIG_WAIT(handle->rig, handle->swept_orphan >= before + count);
     assert_int_equal(handle->swept_orphan, before + count);
     recount(handle->rig);
