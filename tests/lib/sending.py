@@ -9,6 +9,18 @@ import heave
 SENDER = "alerts@contoso.test"
 
 
+def send(gateway, recipient, seconds=30, **parts):
+    """Submits one message, again as long as it is put off; returns its id."""
+    def sent():
+        try:
+            return gateway.send(SENDER, [recipient], heave.mime_message(SENDER, recipient, **parts))
+        except AssertionError as error:
+            if "(4" in str(error) or "MAIL first" in str(error):
+                return None
+            raise
+    return heave.wait_until(sent, seconds, f"a message to be taken\n{gateway.process.tail()}")
+
+
 class Senders:
     """`count` SMTP sessions that send one small message after the other, each to a recipient of its own.
 

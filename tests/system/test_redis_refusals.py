@@ -8,7 +8,7 @@ import time
 import heave
 import pytest
 import redis_servers
-from sending import SENDER
+from sending import SENDER, send
 
 HTTP_MESSAGE = {"from": SENDER, "to": ["b@contoso.test"], "subject": "s", "text": "t"}
 
@@ -183,7 +183,7 @@ def test_settles_wait_while_redis_is_away(redis, external, clean_sim):
     heave.wait_until(lambda: external.metric("heave_queue_messages_open") == 0, 30, "the others to be delivered")
     clean_sim.reset()
     clean_sim.fault(service="hve", kind="slow", delay_ms=1500, count=1)
-    message = external.send(SENDER, ["slow@contoso.test"], heave.mime_message(SENDER, "slow@contoso.test"))
+    message = send(external, "slow@contoso.test")
     heave.wait_until(lambda: external.metric("heave_queue_batches", state="started") >= 1, 10, "the start")
     redis.kill()
     clean_sim.wait_delivery("slow@contoso.test")
@@ -202,7 +202,8 @@ def test_loading(tmp_path, sim):
         with redis_servers.Client(redis.port, 60) as client:
             client("EVAL", "for i = 1, 3000 do redis.call('SET', 'x' .. i, i) end", "0")
         redis.kill()
-        redis.conf.write_text(redis.conf.read_text() + "key-load-delay 1000\nloading-process-events-interval-bytes 1024\n")
+        redis.conf.write_text(redis.conf.read_text() + "key-load-delay 1000\n" + (
+            "loading-process-events-interval-bytes 1024\n" if redis_servers.major_version() >= 7 else ""))
         starting = threading.Thread(target=redis.start)
         starting.start()
         wait_log(gateway, "loading", 0)

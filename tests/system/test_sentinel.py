@@ -6,7 +6,7 @@ import time
 import heave
 import pytest
 import redis_servers
-from sending import SENDER, Senders, account
+from sending import SENDER, Senders, account, send
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_replica_is_refused_as_master(tmp_path, sim, servers):
 def test_no_replica_left(tmp_path, clean_sim, servers):
     """Without replicas `replicated` promises nothing: 451 within a second or two, and none of it is in doubt."""
     gateway = start(tmp_path, clean_sim, servers)
-    first = gateway.send(SENDER, ["before@contoso.test"], heave.mime_message(SENDER, "before@contoso.test"))
+    first = send(gateway, "before@contoso.test")
     gateway.wait_states(first, {"delivered": 1})
     for server in servers.servers:
         if server is not servers.master():
@@ -114,14 +114,14 @@ def test_what_fsync_alone_can_lose(tmp_path, clean_sim, servers):
     old = servers.master()
     replicas = [s for s in servers.servers if s is not old]
     clean_sim.fault(service="hve", kind="reply", text="451 4.7.0 later")
-    kept = gateway.send(SENDER, ["kept@contoso.test"], heave.mime_message(SENDER, "kept@contoso.test"))
+    kept = send(gateway, "kept@contoso.test")
     heave.wait_until(lambda: all(int(r.info("replication")["slave_repl_offset"]) >= 1 and
                                  r.info("replication")["master_link_status"] == "up" for r in replicas), 10, "links")
     # They hear nothing from here on, as with a network that is slower than the clients.
     for replica in replicas:
         replica.signal(signal.SIGSTOP)
     old("CLIENT", "KILL", "TYPE", "replica")
-    lost = gateway.send(SENDER, ["lost@contoso.test"], heave.mime_message(SENDER, "lost@contoso.test"))
+    lost = send(gateway, "lost@contoso.test")
     old.kill()
     for replica in replicas:
         replica.signal(signal.SIGCONT)

@@ -196,6 +196,7 @@ static void test_refusals(void **state)
         "MOVED 3999 127.0.0.1:6381",
         "NOAUTH Authentication required.",
         "NOPERM this user has no permissions to run the 'evalsha' command",
+        "ERR ACL failure in script: User mail has no permissions to run the 'zadd' command script: 6b",
         "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
         "NOREPLICAS Not enough good replicas to write.",
     };
