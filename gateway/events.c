@@ -27,6 +27,7 @@ enum metric_row {
     ROW_REDIS_WARNINGS_TOTAL,
     ROW_QUEUE_DURABILITY,
     ROW_SWEEP_TOTAL,
+    ROW_WORK_TOTAL,
     ROW_QUEUE_BATCHES,
     ROW_QUEUE_OLDEST_SECONDS,
     ROW_QUEUE_BYTES,
@@ -132,6 +133,10 @@ static const struct metric_def metric_table[ROW_COUNT] = {
                          .kind = METRIC_COUNTER,
                          .help = "Batches the sweeper moved, by reason.",
                          .labels = {"reason"}},
+    [ROW_WORK_TOTAL] = {.name = "heave_work_total",
+                        .kind = METRIC_COUNTER,
+                        .help = "Batches that operators changed, by verb.",
+                        .labels = {"verb"}},
     [ROW_QUEUE_BATCHES] = {.name = "heave_queue_batches",
                            .kind = METRIC_GAUGE,
                            .help = "Batches in the queue, by lane, backend and state.",
@@ -396,7 +401,20 @@ bool events_redis_is_up(const struct events *events)
 void events_sweep(struct events *events, const char *what, int64_t count)
 {
     metric_add(series(events, ROW_SWEEP_TOTAL, what, NULL, NULL), count);
-    log_event(LOG_INFO, "sweep", LOG_TEXT("reason", what), LOG_INT("batches", count));
+    static const char *const serious[] = {"poison", "orphan", "lost_record", "unreadable"};
+    enum log_level level = LOG_INFO;
+    for (size_t i = 0; i < sizeof(serious) / sizeof(serious[0]); i++) {
+        level = strcmp(what, serious[i]) == 0 ? LOG_WARN : level;
+    }
+    log_event(level, "sweep", LOG_TEXT("reason", what), LOG_INT("batches", count));
+}
+
+void events_work(struct events *events, const char *verb, const char *who, int64_t messages,
+                 int64_t batches, int64_t busy)
+{
+    metric_add(series(events, ROW_WORK_TOTAL, verb, NULL, NULL), batches);
+    log_event(LOG_INFO, "work", LOG_TEXT("verb", verb), LOG_TEXT("by", who),
+              LOG_INT("messages", messages), LOG_INT("batches", batches), LOG_INT("busy", busy));
 }
 
 void events_digest_held(struct events *events, struct span id, const char *client, const char *why)

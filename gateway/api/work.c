@@ -3,7 +3,6 @@
 #include "gateway/api/message_json.h"
 #include "gateway/api/problem.h"
 #include "gateway/base/clock.h"
-#include "gateway/base/log.h"
 #include "gateway/conf.h"
 #include "queue/work.h"
 
@@ -301,9 +300,8 @@ static void log_work(const struct work_call *work, const struct api_call *call,
 {
     const char *who = call->client != NULL ? call->client->conf->name : "operator";
     if (worked->changed > 0) {
-        log_event(LOG_INFO, "work", LOG_TEXT("verb", queue_verb_name(work->verb)),
-                  LOG_TEXT("by", who), LOG_INT("messages", worked->messages),
-                  LOG_INT("batches", worked->changed), LOG_INT("busy", worked->busy));
+        events_work(call->api->conf.events, queue_verb_name(work->verb), who, worked->messages,
+                    worked->changed, worked->busy);
     }
 }
 

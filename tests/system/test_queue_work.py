@@ -83,6 +83,7 @@ def test_hold_cancel_release_retry(stuck, clean_sim):
     clean_sim.clear_faults()
     assert work(stuck, "release", "--state", "held", "--lane", "normal")[1]["changed"] == 3
     assert work(stuck, "retry", waiting, "--reset")[1]["changed"] == 1
+    assert stuck.metric("heave_work_total", verb="release") == 3
     for message_id in [*held, waiting]:
         stuck.wait_states(message_id, {"delivered": 1})
     summary = clean_sim.summary()["hve"]
