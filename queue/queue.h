@@ -33,6 +33,7 @@
  *   start, settle   one script a turn and shard; batches
  *   show            batches of the message
  *   list, open      2,000 messages a shard at most; the page
+ *   list, held      (lane, backend) pairs; the page; the same for delayed
  *   list, all       the same; far back, a step for each 300 messages on the way
  *   list, find      200 segments of the index a shard at most, 3,000 messages each; the page
  *   totals          (lane, backend) pairs, clients with work, leases in flight
@@ -330,6 +331,8 @@ MUST_USE int queue_show(struct queue *queue, struct span id, queue_show_cb cb, v
  *   message_id, text or address: the search index. Each term of a message is in it (search.h), from
  *     its acceptance until retention and four days later. Without unfinished_only also for sender,
  *     domain and tag.
+ *   batch_states of HELD alone or DELAYED alone: those, held last or due last first; a message with
+ *     batches held at different times is given for each.
  *   unfinished_only: the open messages, those that expire last first (within a lane: the newest).
  *   else: all messages in order of acceptance.
  * A call looks at a bounded number of messages; what does not match is passed over, so a page may

@@ -208,16 +208,35 @@ static bool comes_first(const struct list_entry *a, const struct list_entry *b)
     return a->rank != b->rank ? a->rank > b->rank : strcmp(a->id, b->id) > 0;
 }
 
-/* Of the shards' next entries, the one that comes first. */
+/* What a shard may still have comes behind this rank; INT64_MIN when it has nothing, or the
+ * position does not tell. */
+static int64_t rank_left(const struct list *list, const struct list_shard *part)
+{
+    struct span rest = span_of(part->scanned);
+    struct span score = span_cut(&rest, '~');
+    uint64_t rank = 0;
+    bool scored = list->walk == LIST_OPEN || list->walk == LIST_DEAD || list->walk == LIST_STATE;
+    return scored && rest.len > 0 && span_to_u64(score, INT64_MAX, &rank) == 0 ? (int64_t)rank
+                                                                               : INT64_MIN;
+}
+
+/* Of the shards' next entries, the one that comes first; NULL when what a shard did not give yet
+ * may come before it. */
 static struct list_entry *merge_next(struct list *list)
 {
     struct list_entry *first = NULL;
+    int64_t left = INT64_MIN;
     for (uint32_t shard = 0; shard < list->queue->conf->shards; shard++) {
         struct list_shard *part = &list->shards[shard];
-        if (part->merged < part->count &&
-            (first == NULL || comes_first(&part->entries[part->merged], first))) {
+        if (part->merged == part->count) {
+            int64_t own = rank_left(list, part);
+            left = own > left ? own : left;
+        } else if (first == NULL || comes_first(&part->entries[part->merged], first)) {
             first = &part->entries[part->merged];
         }
+    }
+    if (first != NULL && first->rank < left) {
+        return NULL;
     }
     if (first != NULL) {
         list->shards[first->shard].merged++;
@@ -311,17 +330,25 @@ static int ask_shard(struct list *list, uint32_t shard)
         status = queue_find_ask(list, shard, on_ids, ask);
     } else {
         struct redis_args head;
+        bool by_state = list->walk == LIST_STATE;
         queue_call_begin(shard, &head);
         redis_args_text(&head, list->shards[shard].position);
         redis_args_number(&head, (int64_t)list->want);
-        redis_args_number(&head, LIST_LOOKS);
-        redis_args_text(&head, list->walk == LIST_HISTORY ? "a"
-                               : list->walk == LIST_OPEN  ? "x"
-                                                          : "z");
-        redis_args_add(&head, list->filter.client);
-        redis_args_add(&head, list->filter.lane);
+        if (by_state) {
+            redis_args_text(&head, list->filter.batch_states == 1u << BATCH_HELD ? "h" : "d");
+            redis_args_add(&head, list->filter.lane);
+            redis_args_add(&head, list->filter.backend);
+        } else {
+            redis_args_number(&head, LIST_LOOKS);
+            redis_args_text(&head, list->walk == LIST_HISTORY ? "a"
+                                   : list->walk == LIST_OPEN  ? "x"
+                                                              : "z");
+            redis_args_add(&head, list->filter.client);
+            redis_args_add(&head, list->filter.lane);
+        }
         redis_args_text(&head, list->before);
-        status = nodes_eval(list->queue->nodes, shard, SCRIPT_LIST, 1, &head, NULL, on_ids, ask);
+        status = nodes_eval(list->queue->nodes, shard, by_state ? SCRIPT_LIST_STATE : SCRIPT_LIST,
+                            1, &head, NULL, on_ids, ask);
     }
     if (status != 0) {
         mem_free(ask);
@@ -334,6 +361,18 @@ static bool is_number(struct span text)
 {
     uint64_t number = 0;
     return text.len < LIST_POSITION_MAX && span_to_u64(text, INT64_MAX, &number) == 0;
+}
+
+static bool entry_valid(struct span entry)
+{
+    struct span number = entry;
+    struct span id = span_cut(&number, '/');
+    for (size_t i = 0; i < number.len; i++) {
+        if ((number.data[i] < '0' || number.data[i] > '9') && number.data[i] != '*') {
+            return false;
+        }
+    }
+    return entry.len < QUEUE_ENTRY_MAX && number.len > 0 && queue_id_time_ms(id) > 0;
 }
 
 static bool position_valid(enum list_walk walk, struct span text)
@@ -349,6 +388,8 @@ static bool position_valid(enum list_walk walk, struct span text)
     case LIST_OPEN:
     case LIST_DEAD:
         return is_number(number) && behind.len <= MESSAGE_ID_MAX && queue_id_time_ms(behind) > 0;
+    case LIST_STATE:
+        return is_number(number) && entry_valid(behind);
     case LIST_INDEX:
         return queue_find_position_valid(text);
     case LIST_ONE:
@@ -444,14 +485,19 @@ static void choose_walk(struct list *list)
         list->walk = LIST_DEAD;
     } else if (list->term.len > 0) {
         list->walk = LIST_INDEX;
+    } else if (filter->batch_states == 1u << BATCH_HELD ||
+               filter->batch_states == 1u << BATCH_DELAYED) {
+        list->walk = LIST_STATE;
     } else {
         list->walk = filter->unfinished_only ? LIST_OPEN : LIST_HISTORY;
     }
-    bool decoded = filter->backend.len > 0 || filter->sender.len > 0 || filter->domain.len > 0 ||
-                   filter->tag.len > 0 || filter->recipient_states != 0 ||
-                   filter->batch_states != 0;
-    /* Some that the index names are gone, or share only the hash. */
-    list->want = filter->limit + (list->walk == LIST_INDEX ? LIST_SPARE : 0);
+    /* Of what the walk gives some may be gone meanwhile; more when only the decoded message says
+     * whether it is wanted. */
+    bool by_state = list->walk == LIST_STATE;
+    bool decoded = filter->sender.len > 0 || filter->domain.len > 0 || filter->tag.len > 0 ||
+                   filter->recipient_states != 0 || (by_state && filter->client.len > 0) ||
+                   (!by_state && (filter->backend.len > 0 || filter->batch_states != 0));
+    list->want = filter->limit + (by_state || list->walk == LIST_INDEX ? LIST_SPARE : 0);
     list->want = decoded && list->want < LIST_WANT_MIN ? LIST_WANT_MIN : list->want;
     queue_id_floor(filter->before_ms, list->before);
     queue_id_floor(filter->since_ms, list->since);

@@ -7,12 +7,13 @@
 #include "queue/search.h"
 
 /* A place in a shard to go on behind: "" the newest, "0" the end; else what the walk made of it. */
-#define LIST_POSITION_MAX 52
+#define LIST_POSITION_MAX (QUEUE_ENTRY_MAX + 20)
 
 enum list_walk {
     LIST_HISTORY, /* ":a", positions count the messages before it */
     LIST_OPEN,    /* ":x", positions are EXPIRY~ID */
     LIST_DEAD,    /* ":z", positions are TIME~ID */
+    LIST_STATE,   /* ":h:" or ":d:" of all pairs, positions are SCORE~ENTRY */
     LIST_INDEX,   /* positions are sSEGMENT or sSEGMENT~RECORD */
     LIST_ONE,     /* the text is an id */
 };

@@ -26,6 +26,7 @@ const struct redis_script queue_scripts[SCRIPT_COUNT] = {
     [SCRIPT_LEVELS] = SCRIPT(levels, true),
     [SCRIPT_LIMIT_TAKE] = SCRIPT(limit_take, true),
     [SCRIPT_LIST] = SCRIPT(list, true),
+    [SCRIPT_LIST_STATE] = SCRIPT(list_state, true),
     [SCRIPT_ORPHANS] = SCRIPT(orphans, true),
     [SCRIPT_PICK] = SCRIPT(pick, true),
     [SCRIPT_SETTLE] = SCRIPT(settle, true),

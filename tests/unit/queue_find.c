@@ -260,6 +260,61 @@ static void test_filters(void **state)
     handle_close(&handle);
 }
 
+/* What is delayed or held is listed off its own sets, whatever else waits: each message once,
+ * though its batches stand in two sets, the one due last first. */
+static void test_states(void **state)
+{
+    enum { DELAYED = 100, BATCHES = 5 };
+    struct rig *rig = *state;
+    struct queue_conf conf = rig->conf;
+    static struct handle handle;
+    static struct finding finding;
+    static struct draft draft;
+    static char ids[DELAYED][MESSAGE_ID_MAX + 1];
+    conf.shards = 2;
+    handle_open(rig, &handle, &conf);
+    mem_free(crowd_enqueue(&handle, 1000));
+    int64_t due_ms = clock_wall_ms() + 3600000;
+    for (size_t i = 0; i < DELAYED; i++) {
+        /* Of one the batches are in one set, of the next in both, of the third it is only one. */
+        draft_fill(&draft, handle.queue, "erp", "normal", i % 3 < 2 ? BATCHES : 1, 1);
+        for (size_t batch = 0; i % 3 < 2 && batch < BATCHES; batch += i % 3 + 1) {
+            draft.batches[batch].backend = SPAN_LIT("acs");
+        }
+        draft.message.expires_ms = due_ms + 3600000;
+        memcpy(ids[i], draft.id, sizeof(ids[i]));
+        /* Pairs of messages are due in the same millisecond. */
+        assert_int_equal(
+            enqueue_wait(&handle, &draft.message, due_ms + 1000 * (int64_t)(i / 2), NULL, NULL), 0);
+    }
+    static const size_t limits[] = {1, 3, 7, 90, 200};
+    struct queue_filter filter = {.batch_states = 1u << BATCH_DELAYED};
+    for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
+        filter.limit = limits[i];
+        assert_int_equal(find_all(&handle, filter, &finding), DELAYED);
+        for (size_t at = 0; at < DELAYED; at += 2) {
+            size_t pair = DELAYED - 2 - at;
+            bool same = strcmp(finding.ids[at], ids[pair]) == 0;
+            assert_string_equal(finding.ids[at], ids[same ? pair : pair + 1]);
+            assert_string_equal(finding.ids[at + 1], ids[same ? pair + 1 : pair]);
+        }
+        assert_in_range(finding.pages, DELAYED / limits[i], DELAYED / limits[i] + 2);
+    }
+    filter.backend = SPAN_LIT("acs");
+    assert_int_equal(find_all(&handle, filter, &finding), DELAYED * 2 / 3 + 1);
+    filter.client = SPAN_LIT("zabbix");
+    assert_int_equal(find_all(&handle, filter, &finding), 0);
+    filter.client = (struct span){0};
+    filter.lane = SPAN_LIT("alert");
+    assert_int_equal(find_all(&handle, filter, &finding), 0);
+    filter.lane = (struct span){0};
+    filter.batch_states = 1u << BATCH_HELD;
+    assert_int_equal(find_all(&handle, filter, &finding), 0);
+    filter.cursor = SPAN_LIT("12~x.0");
+    assert_int_equal(queue_list(handle.queue, &filter, on_found, &finding), ERR_INVAL);
+    handle_close(&handle);
+}
+
 /* Other terms with the hash of the one looked for, and messages that are gone, are passed over. */
 static void test_collisions(void **state)
 {
@@ -428,6 +483,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_terms, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_filters, test_setup, test_teardown),
+        cmocka_unit_test_setup_teardown(test_states, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_collisions, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_segments, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_cost, test_setup, test_teardown),
