@@ -143,3 +143,21 @@ def test_queue_show_filters(world):
     assert show("--older-than", "1h") == []
     assert show("--state", "held") == []
     assert show("--state", "failed", "--all") == []
+
+
+def test_since_when(world):
+    """Nothing can be delivered here: what was tried is delayed, and each state says since when or until when."""
+    gateway, _ = world
+
+    def delayed():
+        ended = gateway.run("queue", "list", "-c", gateway.conf_path, "--json")
+        assert ended.returncode == 0, ended
+        rows = json.loads(ended.stdout)["queues"]
+        return next((row for row in rows if row["batches"]["delayed"] and not row["batches"]["ready"]), None)
+    row = heave.wait_until(delayed, what="batches to be delayed")
+    assert row["since"]["delayed"] and row["since"]["ready"] is None and row["since"]["held"] is None, row
+    table = gateway.run("queue", "list", "-c", gateway.conf_path).stdout
+    assert "NEXT DUE" in table and "HELD SINCE" in table, table
+    assert 'state="delayed"' in gateway.metrics()
+    series = [line for line in gateway.metrics().splitlines() if line.startswith("heave_queue_oldest_seconds{")]
+    assert any('state="held"' in line for line in series), series

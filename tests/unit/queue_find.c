@@ -315,6 +315,31 @@ static void test_states(void **state)
     handle_close(&handle);
 }
 
+/* More clients with work than are read at a time: all are counted. */
+static void test_many_clients(void **state)
+{
+    enum { CLIENTS = 2300 };
+    struct rig *rig = *state;
+    static struct handle handle;
+    static struct draft draft;
+    struct outcome outcome = {.rig = rig};
+    handle_open(rig, &handle, &rig->conf);
+    int64_t before_ms = clock_wall_ms();
+    for (size_t i = 0; i < CLIENTS; i++) {
+        char client[32];
+        (void)snprintf(client, sizeof(client), "client%zu", i);
+        draft_fill(&draft, handle.queue, client, "normal", 1, 1);
+        assert_int_equal(
+            queue_enqueue(handle.queue, &draft.message, 0, NULL, on_enqueued, &outcome), 0);
+    }
+    RIG_WAIT(rig, outcome.done == CLIENTS);
+    assert_int_equal(outcome.ok, CLIENTS);
+    struct totals_seen seen = totals_wait(&handle);
+    assert_int_equal(seen.depth.batches[BATCH_READY], CLIENTS);
+    assert_in_range(seen.depth.since_ms[BATCH_READY], before_ms - 500, clock_wall_ms() + 500);
+    handle_close(&handle);
+}
+
 /* Other terms with the hash of the one looked for, and messages that are gone, are passed over. */
 static void test_collisions(void **state)
 {
@@ -484,6 +509,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_terms, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_filters, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_states, test_setup, test_teardown),
+        cmocka_unit_test_setup_teardown(test_many_clients, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_collisions, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_segments, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_cost, test_setup, test_teardown),
