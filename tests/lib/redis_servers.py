@@ -6,6 +6,7 @@ Valkey) to run all of it with.
 import contextlib
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import time
@@ -133,6 +134,19 @@ class Redis:
         self.process.child.kill()
         self.process.child.wait()
         self.process.log.close()
+
+    def go(self, way):
+        """Away, by "kill" (connections end) or "stop" (they stay, silent)."""
+        if way == "kill":
+            self.kill()
+        else:
+            self.signal(signal.SIGSTOP)
+
+    def come(self, way):
+        if way == "kill":
+            self.start()
+        else:
+            self.signal(signal.SIGCONT)
 
     def stop(self):
         if self.process.child.poll() is None:

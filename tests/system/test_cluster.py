@@ -106,20 +106,21 @@ def test_a_slot_that_stays_on_the_move(tmp_path, clean_sim, clean_cluster):
     assert gateway.stop() == 0
 
 
-def test_master_dies_under_load(tmp_path, clean_sim, clean_cluster):
+@pytest.mark.parametrize("way", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
+def test_master_dies_under_load(tmp_path, clean_sim, clean_cluster, way):
     """Its shards are away until its replica is voted master; those of the others go on; nothing accepted is lost."""
     gateway = start(tmp_path, clean_sim, clean_cluster)
     senders = Senders(gateway, count=4)
     victim, slot = clean_cluster.master_of("{h0}")
     try:
         senders.wait_accepted(100)
-        victim.kill()
+        victim.go(way)
         senders.wait_accepted(100)
         heave.wait_until(lambda: any(first <= slot <= last and port != victim.port
                                      for first, last, port in clean_cluster.slots()), 30, "the vote")
         # The new master has no replica, so at `replicated` its shards take nothing new; what they hold goes out.
         senders.wait_accepted(20)
-        victim.start()
+        victim.come(way)
         heave.wait_until(lambda: victim.role() == "slave" and
                          victim.info("replication")["master_link_status"] == "up", 30, "the old master as replica")
         senders.wait_accepted(100)
