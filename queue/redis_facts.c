@@ -176,6 +176,10 @@ int redis_facts_judge(const struct redis_facts *facts, const struct queue_conf *
 /* Error replies. */
 
 static const struct redis_refusal refusals[] = {
+    /* First: their words are followed by a name, which may be anything. */
+    {.prefix = "MOVED", .redirect = true},
+    {.prefix = "ASK", .redirect = true},
+    {.prefix = "TRYAGAIN", .redirect = true},
     {.prefix = "LOADING", .reconnect = true, .advice = "It is reading its data from disk."},
     {.prefix = "READONLY",
      .anywhere = true,
@@ -203,9 +207,6 @@ static const struct redis_refusal refusals[] = {
      .anywhere = true,
      .redirect = true,
      .advice = "A part of the Cluster has no master."},
-    {.prefix = "TRYAGAIN", .redirect = true},
-    {.prefix = "MOVED", .redirect = true},
-    {.prefix = "ASK", .redirect = true},
     {.prefix = "NOAUTH",
      .reconnect = true,
      .advice = "It wants a login; queue.user and queue.password give it."},
