@@ -103,13 +103,13 @@ class Arena:
     def body(self, number, large):
         return LARGE * 2500 if large and number % 4 == 0 else f"number {number}"
 
-    def loads(self, smtp=None, http=None, large=False, pause=0.0, gateways=None):
-        """Two SMTP threads and one HTTP thread, started."""
+    def loads(self, smtp=None, http=None, large=False, pause=0.0, gateways=None, first=0):
+        """Two SMTP threads and one HTTP thread, started; the numbers of their messages begin at `first`."""
         smtp, http = SMTP_MESSAGES if smtp is None else smtp, HTTP_MESSAGES if http is None else http
         ingest = gateways or [g for g in self.gateways if "ingest" in g.conf["roles"]]
-        made = [books.SmtpLoad(self.ledger, ingest[i:] + ingest[:i], range(i, smtp, 2), lambda n: self.recipients(n, "s"),
+        made = [books.SmtpLoad(self.ledger, ingest[i:] + ingest[:i], range(first + i, first + smtp, 2), lambda n: self.recipients(n, "s"),
                                lambda n: self.body(n, large), pause) for i in range(2)]
-        made.append(books.HttpLoad(self.ledger, ingest, range(http), lambda n: self.recipients(n, "h"),
+        made.append(books.HttpLoad(self.ledger, ingest, range(first, first + http), lambda n: self.recipients(n, "h"),
                                    lambda n: self.body(n, large), pause))
         for load in made:
             load.start()
@@ -125,7 +125,8 @@ class Arena:
 
     def after_death(self, gateway, env=None):
         """A gateway was killed: counts what it had started, and starts it again."""
-        gateway.process.child.wait()
+        code = gateway.process.child.wait()
+        assert code == -signal.SIGKILL, f"the gateway ended by itself, code {code}:\n{books.happenings(gateway)}"
         gateway.process.log.close()
         if self.redis is not None:
             self.note_started()
@@ -145,9 +146,14 @@ class Arena:
     # The end of a round.
 
     def finish(self, loads, seconds=90, allowed=("delivered",)):
-        books.run_loads(loads, seconds=seconds)
-        books.wait_settled(self.gateways[0], seconds)
-        return self.verdict(allowed)
+        try:
+            books.run_loads(loads, seconds=seconds)
+            books.wait_settled(self.gateways[0], seconds)
+            return self.verdict(allowed)
+        finally:
+            for gateway in self.gateways:
+                code = gateway.process.child.poll()
+                assert code is None, f"the gateway ended by itself, code {code}:\n{books.happenings(gateway)}"
 
     def verdict(self, allowed=("delivered",)):
         # A settlement may still be on its way when the last batch has moved: the sweeper's next round is after it.

@@ -388,7 +388,7 @@ def check(ledger, gateway, sim, client, allowed=("delivered",)):
         for address, state in states.items():
             times = got[submission.message_id, address]
             if state not in TERMINAL:
-                lost.append(f"{queue_id}: {address} is {state} for good")
+                lost.append(f"{queue_id}: {address} is {state} for good: {stored(client, queue_id)}")
             elif state != "unknown" and state not in allowed:
                 lost.append(f"{queue_id}: {address} is {state}")
             elif state == "delivered" and times == 0:
@@ -404,6 +404,11 @@ def check(ledger, gateway, sim, client, allowed=("delivered",)):
         mistakes.append(f"delivered, and the gateway does not know them: {sorted(strangers)[:5]}")
     mistakes += compare(gateway, client, messages)
     return Verdict(ledger, lost, doubles, len(unknown_batches), mistakes)
+
+
+def stored(client, queue_id):
+    """The heads of a message's batches, for the report."""
+    return [client.call("GETRANGE", key, 0, 160).decode(errors="replace") for key in client.keys(f"*:q:{queue_id}/*")]
 
 
 def count_doubles(messages, got):
@@ -451,8 +456,8 @@ def compare(gateway, client, messages):
 
 def demand(verdict):
     print(verdict.text)
-    assert not verdict.lost, f"{verdict.text}\n" + "\n".join(verdict.lost[:20])
-    assert not verdict.mistakes, f"{verdict.text}\n" + "\n".join(verdict.mistakes[:20])
+    wrong = verdict.lost[:20] + verdict.mistakes[:20]
+    assert not wrong, f"{verdict.text}\n" + "\n".join(wrong)
 
 
 def dice(seed, *names):
