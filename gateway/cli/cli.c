@@ -14,9 +14,9 @@ static const struct cli_command version_command;
 static const struct cli_command help_command;
 
 static const struct cli_command *const commands[] = {
-    &serve_command,      &cli_check_command, &cli_config_command, &cli_send_command,
-    &cli_status_command, &cli_find_command,  &cli_queue_command,  &cli_passwd_command,
-    &version_command,    &help_command,
+    &serve_command,      &cli_check_command,   &cli_config_command, &cli_send_command,
+    &cli_status_command, &cli_explain_command, &cli_find_command,   &cli_queue_command,
+    &cli_passwd_command, &version_command,     &help_command,
 };
 #define COMMAND_COUNT (sizeof commands / sizeof commands[0])
 

@@ -39,6 +39,7 @@ int cli_main(int argc, char **argv);
 /* The commands, by file. */
 extern const struct cli_command cli_check_command;
 extern const struct cli_command cli_config_command;
+extern const struct cli_command cli_explain_command;
 extern const struct cli_command cli_find_command;
 extern const struct cli_command cli_passwd_command;
 extern const struct cli_command cli_queue_command;

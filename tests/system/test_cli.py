@@ -37,7 +37,7 @@ def test_help_of_every_command():
     overview = run("help")
     assert overview.returncode == DONE
     names = [line.split()[0] for line in overview.stdout.splitlines() if line.startswith("  ")]
-    assert names == ["serve", "check", "config", "send", "status", "find", "queue", "passwd", "version", "help"]
+    assert names == ["serve", "check", "config", "send", "status", "explain", "find", "queue", "passwd", "version", "help"]
     for name in names:
         asked, flagged = run("help", name), run(name, "--help")
         assert asked.returncode == DONE and asked.stdout.startswith(f"Usage: heave {name}"), asked

@@ -161,3 +161,15 @@ def test_since_when(world):
     assert 'state="delayed"' in gateway.metrics()
     series = [line for line in gateway.metrics().splitlines() if line.startswith("heave_queue_oldest_seconds{")]
     assert any('state="held"' in line for line in series), series
+
+
+def test_explain(world):
+    gateway, ids = world
+    ended = gateway.run("explain", ids["smtp"], "-c", gateway.conf_path)
+    assert ended.returncode == 0, ended
+    for words in (f"message {ids['smtp']}: queued", "from client local, host 127.0.0.1 test.contoso.test",
+                  "Scanner@contoso.test as reverse-path", "2 recipient(s) through hve", "next: ", "bob@fabrikam.example: queued"):
+        assert words in ended.stdout, (words, ended.stdout)
+    assert json.loads(gateway.run("explain", ids["smtp"], "-c", gateway.conf_path, "--json").stdout)["id"] == ids["smtp"]
+    assert gateway.run("explain", "-c", gateway.conf_path).returncode == 2
+    assert gateway.run("explain", "01JDF3Q8ZK5W1T7R9N2B4C6D8E-0", "-c", gateway.conf_path).returncode == 1
