@@ -319,13 +319,22 @@ static void sweep(void *ctx)
 static void tell_hint(void *ctx)
 {
     struct queue *queue = ctx;
+    queue->hinted_ms = loop_now_ms(queue->loop);
     queue->ops->on_ready_hint(queue->ctx);
 }
 
+/* The first hint in a while is told at once. Under load each would be about a message or two, and
+ * their claim, starts and settlement would cost Redis as many fsyncs as those of twenty. */
 static void hint_later(struct queue *queue)
 {
-    if (!queue->closing) {
+    int64_t wait_ms = queue->hinted_ms + QUEUE_PACE_MS - loop_now_ms(queue->loop);
+    if (queue->closing) {
+        return;
+    }
+    if (wait_ms <= 0) {
         loop_defer(queue->loop, &queue->hint_task, LOOP_TASK_QUEUE, tell_hint, queue);
+    } else if (!loop_timer_active(&queue->hint_timer)) {
+        loop_timer_start(queue->loop, &queue->hint_timer, wait_ms, tell_hint, queue);
     }
 }
 
@@ -464,6 +473,7 @@ static void on_connections_closed(void *ctx)
     loop_timer_stop(&queue->close_timer);
     loop_task_cancel(&queue->flush_task);
     loop_task_cancel(&queue->hint_task);
+    loop_timer_stop(&queue->hint_timer);
     void (*on_closed)(void *) = queue->on_closed;
     void *closed_ctx = queue->closed_ctx;
     body_codec_free(&queue->codec);

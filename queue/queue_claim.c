@@ -561,6 +561,7 @@ int queue_claim(struct queue *queue, const struct queue_want *wants, size_t want
     queue->claim_count++;
     (void)snprintf(claim->token, sizeof(claim->token), "%.12s%llx", queue->instance,
                    (unsigned long long)(queue->claim_count & 0xffffffffffu));
+    queue_settle_write(queue); /* what was given back can be claimed again */
     if (status == 0) {
         status = next_shard(claim) ? ask(claim) : ERR_UNAVAILABLE;
     }

@@ -8,9 +8,10 @@
  * durability, finished by the WAIT that follows all groups of the flush. Callbacks run only in
  * finish_group().
  *
- * Group commit: while groups are on their way, Redis is busy with them (most of all with the fsync
- * before their answers), so a small new group waits for the answer and grows. A lone message never
- * waits; under load the number of script calls follows the number of fsyncs, not of messages. */
+ * Group commit: Redis takes all that has come while it was busy (most of all with an fsync) in one
+ * go, so a small group need not wait for the answer to the one before it. When some are on their
+ * way, the next one waits for an answer and grows, since each is a script call: under load their
+ * number follows how long an fsync takes, not the number of messages. */
 #include "queue/queue_internal.h"
 #include "queue/search.h"
 
@@ -20,9 +21,10 @@
 #include <stdio.h>
 
 enum {
-    GROUP_MESSAGES_MAX = 64,
-    GROUP_BYTES_MAX = 256 * 1024,
-    GROUP_WORTH_SENDING = 16, /* messages that do not wait for the answer to others */
+    GROUP_MESSAGES_MAX = 256, /* one fsync, and some ms of Redis' time */
+    GROUP_BYTES_MAX = 1024 * 1024,
+    GROUP_WAITERS_FIRST = 4,
+    GROUPS_RUNNING_MAX = 3, /* of each shard; the next waits until one is answered */
     RECORD_BYTES_MAX = 1024 * 1024,
     RECORD_BYTES_USUAL = 1000, /* reserved at once */
     WAIT_TIMEOUT_MS = 8000,    /* below the connection's own deadline */
@@ -48,8 +50,8 @@ struct enqueue_group {
     struct redis_args messages; /* what the script is told */
     struct redis_args records;  /* the MSET before it */
     struct buf index;           /* records for the search index */
-    struct enqueue_waiter waiters[GROUP_MESSAGES_MAX];
-    size_t count;
+    struct enqueue_waiter *waiters;
+    size_t count, cap;
     bool waits;      /* a WAIT behind it is on its way and finishes it */
     bool wait_again; /* the script ran elsewhere or later: another WAIT behind its answer */
     bool answered;
@@ -99,6 +101,7 @@ static void finish_group(struct enqueue_group *group)
         waiter->cb(waiter->ctx, waiter->status, &result);
         mem_free(waiter->answer);
     }
+    mem_free(group->waiters);
     redis_args_release(&group->keys);
     redis_args_release(&group->messages);
     redis_args_release(&group->records);
@@ -356,19 +359,11 @@ void queue_enqueue_write(struct queue *queue)
     }
 }
 
-static bool worth_sending(const struct queue *queue)
-{
-    size_t count = 0;
-    for (uint32_t shard = 0; shard < queue->conf->shards; shard++) {
-        count += queue->groups[shard] != NULL ? queue->groups[shard]->count : 0;
-    }
-    return count >= GROUP_WORTH_SENDING;
-}
-
 void queue_enqueue_flush(struct queue *queue)
 {
     /* What is on its way to a server that does not answer is not waited for by the others. */
-    if (queue->enqueues_running == 0 || worth_sending(queue) || !queue_all_prompt(queue)) {
+    if (queue->enqueues_running < GROUPS_RUNNING_MAX * (size_t)queue->conf->shards ||
+        !queue_all_prompt(queue)) {
         queue_enqueue_write(queue);
     }
     while (queue->failed_groups != NULL) {
@@ -601,7 +596,13 @@ static int refused(int status)
 
 static void add_waiter(struct enqueue_group *group, struct span id, queue_enqueue_cb cb, void *ctx)
 {
+    if (group->count == group->cap) {
+        group->cap = group->cap == 0 ? GROUP_WAITERS_FIRST : 2 * group->cap;
+        group->waiters = mem_realloc_try(group->waiters, group->cap * sizeof(*group->waiters));
+        ASSERT(group->waiters != NULL);
+    }
     struct enqueue_waiter *waiter = &group->waiters[group->count++];
+    *waiter = (struct enqueue_waiter){0};
     waiter->cb = cb;
     waiter->ctx = ctx;
     (void)snprintf(waiter->id, sizeof(waiter->id), "%.*s", SPAN_FMT(id));

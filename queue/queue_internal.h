@@ -59,6 +59,9 @@ struct keyring;
 struct queue_upload;
 struct settle_item;
 
+/* Hints, and settlements when there are few, come no more often than this. */
+#define QUEUE_PACE_MS 5
+
 struct queue {
     struct loop *loop;
     const struct queue_conf *conf;
@@ -89,6 +92,9 @@ struct queue {
     size_t settle_bytes;                            /* of those and of unanswered ones */
     struct loop_task flush_task;
     struct loop_task hint_task;
+    struct loop_timer hint_timer;
+    int64_t hinted_ms;  /* when work was last hinted at */
+    int64_t settled_ms; /* when settlements were last written */
     struct loop_timer heartbeat_timer;
     struct loop_timer sweep_timer;
     struct loop_timer clock_timer;

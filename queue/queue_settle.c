@@ -333,12 +333,23 @@ void queue_settle_write(struct queue *queue)
     }
 }
 
+/* A lone settlement goes at once; few ones wait a little for each other, or for the answer to those
+ * on their way. */
 void queue_settle_flush(struct queue *queue)
 {
-    if (queue->settles_running == 0 || queue->settle_count >= SETTLE_WORTH_SENDING ||
-        !queue_all_prompt(queue)) {
-        queue_settle_write(queue);
+    bool are_few = queue->settle_count < SETTLE_WORTH_SENDING && queue_all_prompt(queue);
+    int64_t wait_ms = queue->settled_ms + QUEUE_PACE_MS - loop_now_ms(queue->loop);
+    if (queue->settle_first == NULL || (are_few && queue->settles_running > 0)) {
+        return;
     }
+    if (are_few && wait_ms > 0) {
+        if (!loop_timer_active(&queue->settle_timer)) {
+            loop_timer_start(queue->loop, &queue->settle_timer, wait_ms, retry_settles, queue);
+        }
+        return;
+    }
+    queue->settled_ms = loop_now_ms(queue->loop);
+    queue_settle_write(queue);
 }
 
 void queue_settle_fail(struct queue *queue, int status)
