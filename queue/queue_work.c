@@ -6,6 +6,7 @@
  * where in it. */
 #include "queue/work.h"
 
+#include "gateway/base/failpoint.h"
 #include "queue/queue_internal.h"
 
 #include <stdio.h>
@@ -632,6 +633,7 @@ static void take_answer(struct work *work, const struct step *step, int64_t answ
 static void on_applied(void *ctx, int status, const struct redis_value *value)
 {
     struct work *work = ctx;
+    FAILPOINT("work-applied");
     for (size_t i = 0; status == 0 && i < work->step_count; i++) {
         take_answer(work, &work->steps[i], redis_integer(redis_item(value, i)));
     }
@@ -668,6 +670,7 @@ static void on_picked(void *ctx, int status, const struct redis_value *value)
     queue_call_begin(work->shard, &head);
     struct redis_args args = work->args;
     redis_args_init(&work->args);
+    FAILPOINT("work-before-write");
     status = nodes_eval(work->queue->nodes, work->shard, SCRIPT_APPLY, 1, &head, &args, on_applied,
                         work);
     if (status != 0) {

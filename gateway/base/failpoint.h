@@ -65,6 +65,9 @@
     POINT("settle-expired",        "an expired batch is about to end")                               \
     POINT("release-before-write",  "claims are given back: ready again, no attempt used")            \
     POINT("gate-before-write",     "a throttled backend is not closed for the replicas yet")         \
+    /* Operators. */                                                                                 \
+    POINT("work-before-write",     "a page of work is decided, nothing is changed")                  \
+    POINT("work-applied",          "it is changed, nobody has heard; the rest of the pages is not")  \
     /* Timers. */                                                                                    \
     POINT("heartbeat-before-write", "leases are about to be extended")                               \
     POINT("heartbeat-answered",    "leases are extended; lost ones are not noted yet")               \

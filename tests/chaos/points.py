@@ -41,6 +41,9 @@ POINTS = {
     "settle-expired": {**RARE, "needs": "expiry"},
     "release-before-write": {**RARE, "needs": "throttle"},
     "gate-before-write": {"most": 1, "needs": "throttle"},
+    # Operators.
+    "work-before-write": {"most": 6, "needs": "operator"},
+    "work-applied": {"most": 6, "needs": "operator"},
     # Timers.
     "heartbeat-before-write": {**RARE, "needs": "slow"},
     "heartbeat-answered": {**RARE, "needs": "slow"},

@@ -2,6 +2,7 @@
 when a promise was broken and returns the ledger's line."""
 import os
 import signal
+import threading
 
 import heave
 import ledger as books
@@ -49,6 +50,7 @@ def at_point(folder, dice, name, point):
             heave.wait_until(lambda: arena.died(victim), 10, "the gateway to be dead")
             setting.heal(arena)
             arena.after_death(victim)
+            setting.after(arena)
         else:
             setting.heal(arena)
         return f"passage {passage}, {'two gateways' if two else 'one'}; " + arena.finish(
@@ -76,6 +78,9 @@ class Setting:
 
     def during(self, arena, victim):
         """When the load runs."""
+
+    def after(self, arena):
+        """When it runs again."""
 
     def heal(self, arena):
         arena.sim.clear_faults()
@@ -148,6 +153,37 @@ class Reload(Setting):
         arena.signal(victim, signal.SIGHUP)
 
 
+class Operator(Setting):
+    """Somebody holds and releases whatever waits, without end."""
+
+    pause = 0.01
+
+    def before(self, arena):
+        # Something has to wait for it.
+        arena.sim.fault(service="hve", kind="reply", phase="mail", text="451 4.3.0 not now", count=30)
+
+    def work(self, gateway, verb):
+        # Not what is held because its outcome is unknown: that would end as it is.
+        value = {"hold": {"all": True, "reason": "chaos"}, "release": {"selector": {"state": "held"}}}[verb]
+        try:
+            heave.http_json("POST", f"{gateway.admin}/v1/admin/queue/{verb}", value)
+        except OSError:
+            pass  # it dies over this
+
+    def during(self, arena, victim):
+        def go_on():
+            while not arena.died(victim):
+                for verb in ("hold", "release"):
+                    self.work(victim, verb)
+
+        self.hand = threading.Thread(target=go_on, daemon=True)
+        self.hand.start()
+
+    def after(self, arena):
+        self.hand.join()
+        self.work(arena.gateways[0], "release")
+
+
 class Embedded(Setting):
     """Redis is killed, and the gateway as it starts it again. Each start passes the point once."""
 
@@ -186,7 +222,8 @@ class Replica(Setting):
 
 
 SETTINGS = {"partial": Partial, "recovery": Recovery, "expiry": Expiry, "throttle": Throttle, "slow": Slow, "stop": Stop,
-            "reload": Reload, "embedded": Embedded, "replica": Replica}
+            "reload": Reload, "embedded": Embedded, "replica": Replica,
+            "operator": Operator}
 
 
 # ---- Kinds of faults ----
