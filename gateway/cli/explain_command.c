@@ -88,7 +88,7 @@ static void explain_batches(const json_t *recipients)
         }
         say("    %s: %s since %s%s%s", status_text(item, "address"), status_text(item, "state"),
             text_or(item, "at", status_text(item, "next_attempt_at")),
-            status_text(item, "last_reply")[0] != '\0' ? "; the service said: " : "",
+            status_text(item, "last_reply")[0] != '\0' ? "; last answer: " : "",
             status_text(item, "last_reply"));
     }
 }
