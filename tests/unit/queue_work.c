@@ -226,6 +226,52 @@ static void test_cancel_domain(void **state)
     handle_close(&handle);
 }
 
+/* What has expired and waits to be ended as that can still be cancelled, and only that. */
+static void test_cancel_expired(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    draft_fill(&draft, handle.queue, "erp", "normal", 2, 1);
+    draft.message.expires_ms = clock_wall_ms() + 100;
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    RIG_WAIT(handle.rig, handle.swept_expired >= 1);
+    assert_int_equal(by_id(&handle, QUEUE_HOLD, draft.id).sums.changed, 0);
+    assert_int_equal(by_id(&handle, QUEUE_CANCEL, draft.id).sums.changed, 2);
+    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 0);
+    assert_int_equal(claimable(&handle, "hve"), 0);
+    handle_close(&handle);
+}
+
+/* Set free by hand, a poison batch is sent again, as one that may have been sent already. */
+static void test_release_poison(void **state)
+{
+    struct handle handle;
+    struct queue_conf conf = rig_of(state)->conf;
+    static struct draft draft;
+    static struct claimed claimed;
+    conf.lease_ms = 100;
+    handle_open(rig_of(state), &handle, &conf);
+    enqueue_one(&handle, &draft, "erp", 1, 1);
+    for (int i = 0; i < 3; i++) {
+        int64_t ended = handle.swept_ended;
+        claim_wait(&handle, "normal", "hve", 1, &claimed);
+        assert_int_equal(claimed.count, 1);
+        assert_int_equal(queue_start(handle.queue, claimed.leases[0]), 0);
+        queue_lease_free(&claimed.leases[0]); /* no heartbeat any more */
+        RIG_WAIT(handle.rig, handle.swept_ended > ended);
+    }
+    assert_int_equal(handle.swept_poison, 1);
+    assert_int_equal(by_id(&handle, QUEUE_RELEASE, draft.id).sums.changed, 1);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    assert_int_equal(claimed.count, 1);
+    assert_false(claimed.leases[0]->was_started); /* the lane's on_unknown would hold it again */
+    assert_int_equal(claimed.leases[0]->batch.flags, BATCH_MAYBE_SENT);
+    lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    handle_close(&handle);
+}
+
 static void test_move(void **state)
 {
     struct handle handle;
@@ -813,6 +859,8 @@ int main(void)
         TEST(test_pages),
         TEST(test_dead_list),
         TEST(test_storm),
+        TEST(test_cancel_expired),
+        TEST(test_release_poison),
         TEST(test_replayed_history),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
