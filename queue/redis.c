@@ -21,6 +21,7 @@ enum {
     CONNECT_TIMEOUT_MS = 5000,
     DEADLINE_MS = 10000,
     WATCH_TICK_MS = 250,
+    WATCH_LATE_MS = 500,
     STALL_MS = 1000,
     STALL_TELL_MS = 1500,
     STALL_OVER_MS = 500,
@@ -384,8 +385,11 @@ static void watch(void *ctx)
 {
     struct redis *redis = ctx;
     int64_t now_ms = loop_now_ms(redis->loop);
+    /* When it was us who stood still, the answers are there and only have to be read. */
+    bool is_late = now_ms - redis->watched_ms > WATCH_TICK_MS + WATCH_LATE_MS;
+    redis->watched_ms = now_ms;
     loop_timer_start(redis->loop, &redis->watch_timer, WATCH_TICK_MS, watch, redis);
-    if (redis->dropping) {
+    if (redis->dropping || is_late) {
         return;
     }
     if (waited_ms(redis) > DEADLINE_MS) {
@@ -768,6 +772,7 @@ static void on_open(void *ctx)
     redis->stalled_ms = 0;
     redis->stall_told = false;
     redis->short_replicas = false;
+    redis->watched_ms = loop_now_ms(redis->loop);
     loop_timer_start(redis->loop, &redis->watch_timer, WATCH_TICK_MS, watch, redis);
     redis_setup_start(redis);
 }

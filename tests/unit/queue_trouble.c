@@ -295,6 +295,26 @@ static void test_stalled_server(void **state)
     handle_close(&handle);
 }
 
+/* It was us who stood still: the answer is there, and Redis is not blamed. */
+static void test_our_own_pause(void **state)
+{
+    struct rig *rig = rig_of(state);
+    struct handle handle;
+    static struct draft draft;
+    handle_open(rig, &handle, &rig->conf);
+    struct outcome outcome = {.rig = rig};
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(queue_enqueue(handle.queue, &draft.message, 0, NULL, on_enqueued, &outcome),
+                     0);
+    loop_run_once(rig->loop);
+    (void)usleep(1800 * 1000);
+    RIG_WAIT(rig, outcome.done == 1);
+    assert_int_equal(outcome.status, 0);
+    assert_true(queue_is_up(handle.queue));
+    assert_int_equal(handle.warnings, 0);
+    handle_close(&handle);
+}
+
 static int setup(void **state)
 {
     static struct rig rig;
@@ -321,6 +341,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_no_start_of_a_lost_lease, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_replica, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stalled_server, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_our_own_pause, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
