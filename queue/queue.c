@@ -22,6 +22,7 @@ enum {
     WALK_BATCHES = 300,
     SWEEP_LEASES_AFTER_MS = 5000,
     CLOSE_CLAIMS_MS = 4000,
+    ULID_BACK_MS = 10000,
     PAIRS_MAX = 1024,
     IDS_PER_SHARD = 16,
 };
@@ -90,11 +91,23 @@ uint32_t queue_shard_of_key(const struct queue *queue, struct span scope, struct
     return (uint32_t)(hash_more(hash, key) % queue->conf->shards);
 }
 
+/* Ids of a handle sort in the order in which they were made, for age is told by them: those of one
+ * millisecond count up, and a clock that is set back a little does not go back for them. */
+static void next_ulid(struct queue *queue)
+{
+    int64_t now_ms = queue_wall_ms(queue);
+    if (now_ms > queue->ulid_ms || now_ms < queue->ulid_ms - ULID_BACK_MS) {
+        queue->ulid_ms = now_ms;
+        codec_ulid(now_ms, queue->ulid);
+    } else {
+        codec_ulid_next(queue->ulid);
+    }
+}
+
 void queue_message_id(struct queue *queue, const struct queue_idempotency *idempotency,
                       char out[MESSAGE_ID_MAX + 1])
 {
-    char ulid[CODEC_ULID_LEN + 1];
-    codec_ulid(queue_wall_ms(queue), ulid);
+    next_ulid(queue);
     /* A few messages of one turn share a shard, and so one script call; the next ones and the next
      * turn's (queue_enqueue.c) go to the next shard. Who submits many at once must be found in all
      * shards: a claim is fair inside a shard only. A shard whose server is away or slow is left
@@ -113,7 +126,7 @@ void queue_message_id(struct queue *queue, const struct queue_idempotency *idemp
     if (idempotency != NULL && idempotency->key.len > 0) {
         shard = queue_shard_of_key(queue, idempotency->scope, idempotency->key);
     }
-    (void)snprintf(out, MESSAGE_ID_MAX + 1, "%s-%x", ulid, shard);
+    (void)snprintf(out, MESSAGE_ID_MAX + 1, "%s-%x", queue->ulid, shard);
 }
 
 /* Pairs. */

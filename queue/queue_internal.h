@@ -74,6 +74,8 @@ struct queue {
     uint64_t claim_count;
     uint64_t owner_count;
     uint32_t id_shard; /* of the next messages */
+    int64_t ulid_ms;   /* when the last id was made, and its first part */
+    char ulid[27];
     uint32_t ids_given;
     uint32_t claim_shard;    /* where the next claim begins */
     struct keyring *keyring; /* or NULL */

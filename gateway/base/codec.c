@@ -432,9 +432,10 @@ void codec_random(void *out, size_t len)
     pool.left -= len;
 }
 
+static const char crockford[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
 void codec_ulid(int64_t wall_ms, char out[CODEC_ULID_LEN + 1])
 {
-    static const char crockford[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     /* Ten characters could hold 50 bits; a ULID has 48 there, so the first is at most '7'. */
     uint64_t time = wall_ms > 0 ? (uint64_t)wall_ms & ((UINT64_C(1) << 48) - 1) : 0;
     for (size_t i = 10; i-- > 0;) {
@@ -447,6 +448,19 @@ void codec_ulid(int64_t wall_ms, char out[CODEC_ULID_LEN + 1])
         out[10 + i] = crockford[random[i] & 31];
     }
     out[CODEC_ULID_LEN] = '\0';
+}
+
+void codec_ulid_next(char ulid[CODEC_ULID_LEN + 1])
+{
+    for (size_t i = CODEC_ULID_LEN; i-- > 0;) {
+        const char *digit = strchr(crockford, ulid[i]);
+        ASSERT(digit != NULL && *digit != '\0');
+        if (*digit != 'Z') {
+            ulid[i] = digit[1];
+            return;
+        }
+        ulid[i] = '0'; /* carried to the place before */
+    }
 }
 
 uint64_t codec_fnv1a(struct span in)

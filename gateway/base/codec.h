@@ -45,6 +45,8 @@ void codec_random(void *out, size_t len);
 /* A ULID: 48 bits of wall milliseconds and 80 random bits as 26 Crockford base32 characters, so
  * that identifiers sort by time. `out` is NUL-terminated. */
 void codec_ulid(int64_t wall_ms, char out[CODEC_ULID_LEN + 1]);
+/* Makes of a ULID the one that follows it in order, for a second one of the same millisecond. */
+void codec_ulid_next(char ulid[CODEC_ULID_LEN + 1]);
 
 /* FNV-1a 64, for hash tables of our own data; not for anything a peer could attack. */
 uint64_t codec_fnv1a(struct span in);

@@ -238,6 +238,12 @@ static void test_ulid(void **state)
     assert_string_not_equal(first, second);
     codec_ulid(INT64_C(1469918176386), second);
     assert_true(strcmp(first, second) < 0);
+    memcpy(first, second, sizeof(first));
+    codec_ulid_next(first);
+    assert_true(strcmp(first, second) > 0);
+    memcpy(first, "01ARZ3NDEKTSV4RRFFQ69G5FZZ", sizeof(first));
+    codec_ulid_next(first);
+    assert_string_equal(first, "01ARZ3NDEKTSV4RRFFQ69G5G00");
     codec_ulid(INT64_C(281474976710655), first);
     assert_memory_equal(first, "7ZZZZZZZZZ", 10);
     assert_int_equal(strspn(first, "0123456789ABCDEFGHJKMNPQRSTVWXYZ"), CODEC_ULID_LEN);
