@@ -257,6 +257,9 @@ static struct redis_request *request_pop(struct redis *redis)
  * not up. */
 static void fail_requests(struct redis *redis, int status)
 {
+    if (redis->conf->answering != NULL) {
+        *redis->conf->answering = redis;
+    }
     while (redis->first != NULL) {
         struct redis_request *request = request_pop(redis);
         if (request->cb != NULL) {
