@@ -5,7 +5,7 @@ BUILD_PACKAGES="build-essential cmake ninja-build pkg-config python3 libuv1-dev 
  libssl-dev libcurl4-openssl-dev libhiredis-dev libzstd-dev libjansson-dev libyaml-dev libgmime-3.0-dev
  libcrypt-dev libidn2-dev redis-server ca-certificates"
 DEMO_PACKAGES="swaks libnet-ssleay-perl libio-socket-ssl-perl curl"
-TEST_PACKAGES="libcmocka-dev clang libclang-rt-14-dev clang-format python3-pytest python3-yaml postfix msmtp
+TEST_PACKAGES="libcmocka-dev clang libclang-rt-14-dev clang-format python3-pytest python3-pytest-xdist python3-yaml postfix msmtp
  nghttp2-client openssl procps iproute2 apache2-utils strace"
 
 # say TEXT: one line about what happens now.
