@@ -1,7 +1,9 @@
 #include "gateway/digest_mail.h"
 
 #include "gateway/base/clock.h"
+#include "gateway/base/codec.h"
 #include "gateway/mime.h"
+#include "queue/fields.h"
 
 #include <stdio.h>
 
@@ -137,8 +139,52 @@ static int attach_all(const struct digest *digest, struct arena *arena, struct m
     return ERR_OK;
 }
 
-/* Sender, recipients and subject as the first one's header has them. */
-static int make_view(const struct digest *digest, const struct mail_view *first,
+static bool writable(const struct mail_address *mailbox)
+{
+    return address_valid(mailbox->address, true) && codec_utf8_valid(mailbox->name);
+}
+
+/* Those that may stand in a header: cron writes "To: root". */
+static int keep_writable(const struct mail_address *list, size_t count, struct arena *arena,
+                         struct mail_address **out, size_t *out_count)
+{
+    struct mail_address *kept = arena_alloc(arena, (count + 1) * sizeof *kept);
+    if (kept == NULL) {
+        return ERR_NOMEM;
+    }
+    *out = kept;
+    *out_count = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (writable(&list[i])) {
+            kept[(*out_count)++] = list[i];
+        }
+    }
+    return ERR_OK;
+}
+
+/* Sender and recipients as the first one's header has them. What cannot be written again is left
+ * out; the sender is then the envelope's, or the gateway. */
+static int take_addresses(const struct mail_view *first, struct span sender, const char *hostname,
+                          struct arena *arena, struct mail_view *out)
+{
+    char text[300];
+    (void)snprintf(text, sizeof text, "postmaster@%.255s", hostname);
+    out->from = first->from;
+    if (!writable(&out->from)) {
+        bool named = address_valid(sender, true);
+        out->from = (struct mail_address){.address = named ? sender
+                                                           : arena_dup(arena, span_of(text))};
+    }
+    int status = keep_writable(first->to, first->to_count, arena, &out->to, &out->to_count);
+    if (status == ERR_OK) {
+        status = keep_writable(first->cc, first->cc_count, arena, &out->cc, &out->cc_count);
+    }
+    return status != ERR_OK ? status
+                            : keep_writable(first->reply_to, first->reply_to_count, arena,
+                                            &out->reply_to, &out->reply_to_count);
+}
+
+static int make_view(const struct digest *digest, const struct mail_view *first, struct span sender,
                      const char *hostname, struct arena *arena, struct mail_view *out)
 {
     char text[SUBJECT_MAX + 64];
@@ -150,13 +196,6 @@ static int make_view(const struct digest *digest, const struct mail_view *first,
     headers[0] = (struct mail_header){.name = SPAN_LIT("X-Heave-Digest"),
                                       .value = arena_dup(arena, span_of(text))};
     *out = (struct mail_view){
-        .from = first->from,
-        .to = first->to,
-        .to_count = first->to_count,
-        .cc = first->cc,
-        .cc_count = first->cc_count,
-        .reply_to = first->reply_to,
-        .reply_to_count = first->reply_to_count,
         .headers = headers,
         .header_count = 1,
         .has_text = true,
@@ -166,7 +205,11 @@ static int make_view(const struct digest *digest, const struct mail_view *first,
     out->subject = arena_dup(arena, span_of(text));
     struct buf id;
     buf_init(&id, 1024);
-    int status = buf_printf(&id, "<%.*s@%s>", SPAN_FMT(digest->id), hostname);
+    int status = take_addresses(first, sender, hostname, arena, out);
+    if (status != ERR_OK) {
+        return status;
+    }
+    status = buf_printf(&id, "<%.*s@%s>", SPAN_FMT(digest->id), hostname);
     out->message_id = status == ERR_OK ? arena_dup(arena, buf_span(&id)) : (struct span){0};
     buf_release(&id);
     bool made = headers[0].value.data != NULL && out->subject.data != NULL &&
@@ -175,15 +218,18 @@ static int make_view(const struct digest *digest, const struct mail_view *first,
 }
 
 static int compose_several(const struct digest *digest, struct mail_view *const *views,
-                           const char *hostname, int64_t now_ms, struct arena *arena,
-                           struct buf *out, struct digest_mail *facts, struct err *err)
+                           struct span sender, const char *hostname, int64_t now_ms,
+                           struct arena *arena, struct buf *out, struct digest_mail *facts,
+                           struct err *err)
 {
+    const struct mail_view unread = {.has_text = false};
     struct mail_view view;
     struct buf text;
     char date[CLOCK_TEXT_MAX];
     clock_rfc5322(now_ms, date);
     buf_init(&text, TEXT_MAX);
-    int status = make_view(digest, views[0], hostname, arena, &view);
+    int status = make_view(digest, views[0] != NULL ? views[0] : &unread, sender, hostname, arena,
+                           &view);
     status = status == ERR_OK ? write_text(digest, views, &text) : status;
     status = status == ERR_OK ? attach_all(digest, arena, &view) : status;
     status = status == ERR_OK ? buf_printf(out, "Date: %s\r\n", date) : status;
@@ -200,9 +246,9 @@ static int compose_several(const struct digest *digest, struct mail_view *const 
     return status;
 }
 
-int digest_mail_compose(const struct digest *digest, const char *hostname, int64_t now_ms,
-                        struct arena *arena, struct buf *out, struct digest_mail *facts,
-                        struct err *err)
+int digest_mail_compose(const struct digest *digest, struct span sender, const char *hostname,
+                        int64_t now_ms, struct arena *arena, struct buf *out,
+                        struct digest_mail *facts, struct err *err)
 {
     if (digest->count == 0) {
         return err_set(err, ERR_INVAL, "The collection is empty.");
@@ -211,11 +257,8 @@ int digest_mail_compose(const struct digest *digest, const char *hostname, int64
     if (views == NULL || read_all(digest, arena, views) != ERR_OK) {
         return err_set(err, ERR_NOMEM, "There is no memory for the digest.");
     }
-    if (digest->count > 1 && views[0] != NULL) {
-        return compose_several(digest, views, hostname, now_ms, arena, out, facts, err);
-    }
     if (digest->count > 1) {
-        return err_set(err, ERR_INVAL, "The first message of the collection cannot be read.");
+        return compose_several(digest, views, sender, hostname, now_ms, arena, out, facts, err);
     }
     *facts = (struct digest_mail){0};
     if (views[0] != NULL) {

@@ -35,10 +35,12 @@ struct digest_mail {
     struct span message_id; /* with <> */
     struct span subject;
 };
-/* Appends the message to `out`; spans of `*facts` point into the arena or the digest. Errors:
- * ERR_INVAL, ERR_LIMIT, ERR_NOMEM with a sentence. */
-MUST_USE int digest_mail_compose(const struct digest *digest, const char *hostname, int64_t now_ms,
-                                 struct arena *arena, struct buf *out, struct digest_mail *facts,
-                                 struct err *err);
+/* Appends the message to `out`; spans of `*facts` point into the arena, the digest or `sender`, the
+ * envelope's, which stands in From when the first message has none that can be written. Whatever
+ * was collected becomes a mail: what cannot be read is attached as it is. Errors: ERR_INVAL (an
+ * empty collection), ERR_LIMIT, ERR_NOMEM with a sentence. */
+MUST_USE int digest_mail_compose(const struct digest *digest, struct span sender,
+                                 const char *hostname, int64_t now_ms, struct arena *arena,
+                                 struct buf *out, struct digest_mail *facts, struct err *err);
 
 #endif

@@ -103,8 +103,8 @@ static int plan(struct sending *sending, const struct digest *digest, struct err
         return err_set(err, status, "What the collection says about itself cannot be read.");
     }
     int64_t now_ms = queue_wall_ms(sending->digester->queue);
-    status = digest_mail_compose(digest, conf->hostname, now_ms, &sending->arena, &sending->mail,
-                                 &facts, err);
+    status = digest_mail_compose(digest, sending->about.reverse_path, conf->hostname, now_ms,
+                                 &sending->arena, &sending->mail, &facts, err);
     if (status != ERR_OK) {
         return status;
     }

@@ -73,7 +73,8 @@ static int compose(const struct digest_message *messages, size_t count, struct d
 {
     struct err err;
     struct digest digest = {.id = SPAN_LIT("ID"), .messages = messages, .count = count};
-    return digest_mail_compose(&digest, "gw.test", 1700000000000, &arena, &out, facts, &err);
+    return digest_mail_compose(&digest, SPAN_LIT("cron@contoso.com"), "gw.test", 1700000000000,
+                               &arena, &out, facts, &err);
 }
 
 static void test_one_stays_as_it_is(void **state)
@@ -114,6 +115,44 @@ static void test_several(void **state)
     assert_true(span_eq(view.attachments[1].content, SPAN_LIT(TWO)));
 }
 
+/* What was accepted is sent, whatever its header looks like: cron's addresses, and a message that
+ * is too much to be read. */
+static void test_headers_that_cannot_be_written_again(void **state)
+{
+    (void)state;
+    struct digest_message messages[] = {
+        {SPAN_LIT("From: root (Cron Daemon)\r\nTo: root, ops@contoso.com\r\nCc: all\r\n"
+                  "Reply-To: root\r\nSubject: one\r\n\r\nFirst.\r\n"),
+         1700000000000},
+        {SPAN_LIT(TWO), 1700000060000},
+    };
+    struct digest_mail facts;
+    struct mail_view view;
+    struct err err;
+    assert_int_equal(compose(messages, 2, &facts), 0);
+    assert_int_equal(mime_read(buf_span(&out), &arena, &view, &err), 0);
+    assert_true(span_eq(view.from.address, SPAN_LIT("cron@contoso.com")));
+    assert_int_equal(view.to_count, 1);
+    assert_true(span_eq(view.to[0].address, SPAN_LIT("ops@contoso.com")));
+    assert_int_equal(view.cc_count + view.reply_to_count, 0);
+    assert_int_equal(view.attachment_count, 2);
+
+    struct buf many;
+    buf_init(&many, 65536);
+    for (size_t i = 0; i <= MIME_HEADERS_MAX; i++) {
+        assert_int_equal(buf_append(&many, SPAN_LIT("X-Many: a\r\n")), 0);
+    }
+    assert_int_equal(buf_append(&many, SPAN_LIT("\r\nbody\r\n")), 0);
+    messages[0].bytes = buf_span(&many);
+    assert_int_not_equal(mime_read(messages[0].bytes, &arena, &view, &err), 0);
+    buf_reset(&out);
+    assert_int_equal(compose(messages, 2, &facts), 0);
+    assert_int_equal(mime_read(buf_span(&out), &arena, &view, &err), 0);
+    assert_true(span_eq(view.from.address, SPAN_LIT("cron@contoso.com")));
+    assert_true(span_eq(view.attachments[0].content, buf_span(&many)));
+    buf_release(&many);
+}
+
 static void test_nothing(void **state)
 {
     (void)state;
@@ -127,6 +166,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_about, setup, teardown),
         cmocka_unit_test_setup_teardown(test_one_stays_as_it_is, setup, teardown),
         cmocka_unit_test_setup_teardown(test_several, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_headers_that_cannot_be_written_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nothing, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
