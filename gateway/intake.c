@@ -647,6 +647,8 @@ static bool lend_message(struct pending *pending, struct span rest)
     return true;
 }
 
+static const char queue_full[] = "The queue's disk is full; try again later.";
+
 /* Completes the header, and hands everything to the queue, which copies it before it returns, or
  * reads a large message until its callback. */
 static void store(struct pending *pending)
@@ -671,7 +673,7 @@ static void store(struct pending *pending)
         buf_release(&intake->scratch);
     }
     if (status == ERR_FULL) {
-        refuse(pending, INTAKE_FULL, "The queue's disk is full; try again later.");
+        refuse(pending, INTAKE_FULL, queue_full);
     } else if (status == ERR_LIMIT || status == ERR_NOMEM) {
         refuse(pending, INTAKE_FULL, "Too much mail is being stored at once; try again later.");
     } else if (status != ERR_OK) {
@@ -802,6 +804,8 @@ static void collect(struct pending *pending)
             pending->facts.message_id = (struct span){0}; /* for the header that is written anew */
         }
         store(pending);
+    } else if (status == ERR_FULL) {
+        refuse(pending, INTAKE_FULL, queue_full);
     } else if (status != ERR_OK) {
         refuse(pending, INTAKE_UNAVAILABLE, "The queue cannot be reached; try again later.");
     } else {

@@ -18,7 +18,8 @@
 
 /* A larger message is for its sender to enqueue by itself. */
 #define DIGEST_MESSAGE_MAX ((size_t)48 * 1024)
-/* With so many messages, or so many stored bytes, a collection is due at once. */
+/* With so many messages, or so many bytes of messages, a collection is due at once: the mail it
+ * becomes is one that services take. */
 #define DIGEST_MESSAGES_MAX 200
 #define DIGEST_BYTES_MAX ((size_t)1024 * 1024)
 
@@ -35,7 +36,7 @@ struct digest_item {
 typedef void (*digest_add_cb)(void *ctx, int status, struct span id, size_t count);
 /* Durable when the callback says 0, as queue_enqueue() is; after ERR_TIMEOUT it may be there.
  * Errors: ERR_UNAVAILABLE, ERR_LIMIT (above DIGEST_MESSAGE_MAX), ERR_INVAL (an argument),
- * ERR_NOMEM, ERR_CLOSED. */
+ * ERR_FULL (queue_refuse()), ERR_NOMEM, ERR_CLOSED. */
 MUST_USE int digest_add(struct queue *queue, const struct digest_item *item, digest_add_cb cb,
                         void *ctx);
 

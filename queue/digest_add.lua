@@ -1,7 +1,7 @@
 -- Puts a message into the collection of its window (digest.h), which it may begin.
 --
 -- KEYS: shard tag, the window. ARGV: its id, window_ms, what is said about a collection, stored message,
---   most messages and most bytes of a collection.
+--   most messages and most bytes of a collection, bytes of the message.
 -- Reply: {id of the collection, messages in it}.
 local tag, window = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
@@ -17,7 +17,7 @@ if not id or tonumber(w[2]) <= now then
     redis.call('ZADD', tag .. ':jd', due, id)
 end
 local count = redis.call('RPUSH', tag .. ':ji:' .. id, ARGV[4])
-local bytes = redis.call('HINCRBY', tag .. ':j:' .. id, 'bytes', #ARGV[4])
+local bytes = redis.call('HINCRBY', tag .. ':j:' .. id, 'bytes', ARGV[7])
 if count >= tonumber(ARGV[5]) or bytes >= tonumber(ARGV[6]) then
     redis.call('DEL', window)
     redis.call('ZADD', tag .. ':jd', string.format('%.0f', now), id)

@@ -88,6 +88,7 @@ int digest_add(struct queue *queue, const struct digest_item *item, digest_add_c
     char name[QUEUE_TAG_MAX + 4 + QUEUE_NAMES_MAX + 2 + KEY_MAX + 1];
     char tag[QUEUE_TAG_MAX];
     int status = queue->closing ? ERR_CLOSED : check_item(item);
+    status = status == 0 && queue->refusing ? ERR_FULL : status;
     if (status != 0) {
         return status;
     }
@@ -108,6 +109,7 @@ int digest_add(struct queue *queue, const struct digest_item *item, digest_add_c
     }
     redis_args_number(&args, DIGEST_MESSAGES_MAX);
     redis_args_number(&args, (int64_t)DIGEST_BYTES_MAX);
+    redis_args_number(&args, (int64_t)(item->first.len + item->second.len));
     struct digest_add *add = mem_zero(sizeof(*add));
     *add = (struct digest_add){.queue = queue, .shard = shard, .cb = cb, .ctx = ctx};
     status = nodes_eval(queue->nodes, shard, SCRIPT_DIGEST_ADD, 2, &args, NULL, on_added, add);

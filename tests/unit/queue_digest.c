@@ -175,6 +175,44 @@ static void test_full(void **state)
     assert_int_equal(taken.count, DIGEST_MESSAGES_MAX);
 }
 
+/* Bytes of messages count, not what is left of them packed: 22 of 48 KiB are above a MiB. */
+static void test_full_of_bytes(void **state)
+{
+    (void)state;
+    char *text = mem_zero(DIGEST_MESSAGE_MAX);
+    memset(text, 'x', DIGEST_MESSAGE_MAX - 20);
+    char first[MESSAGE_ID_MAX + 1] = "";
+    size_t count = 0;
+    for (size_t i = 0; i < 23; i++) {
+        struct added added = add("a", "about", text, 3600000);
+        if (i == 0) {
+            memcpy(first, added.id, sizeof(first));
+        }
+        count = strcmp(added.id, first) == 0 ? added.count : count;
+    }
+    assert_int_equal(count, 22);
+    struct taken taken = take_due(60000);
+    assert_string_equal(taken.id, first);
+    mem_free(text);
+}
+
+static void test_refusing(void **state)
+{
+    (void)state;
+    struct added added = {0};
+    struct digest_item item = {
+        .scope = SPAN_LIT("zabbix"),
+        .key = SPAN_LIT("a"),
+        .window_ms = 1,
+        .id = SPAN_LIT("01ARZ3NDEKTSV4RRFFQ69G5FAV-0"),
+        .second = SPAN_LIT("x"),
+    };
+    queue_refuse(handle.queue, true);
+    assert_int_equal(digest_add(handle.queue, &item, on_added, &added), ERR_FULL);
+    queue_refuse(handle.queue, false);
+    (void)add("a", "about", "x", 1);
+}
+
 static void test_arguments(void **state)
 {
     (void)state;
@@ -205,6 +243,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_collect_and_take, setup, teardown),
         cmocka_unit_test_setup_teardown(test_handed_out_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_full_of_bytes, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_refusing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_arguments, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
