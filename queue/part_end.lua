@@ -42,7 +42,9 @@ local function write_ends()
     if #closed > 0 then
         redis.call('ZREM', tag .. ':x', unpack(closed))
         redis.call('RPUSH', tag .. ':f', unpack(finished))
-        redis.call('HINCRBY', tag .. ':k', 'bytes', -freed)
+    end
+    if freed ~= 0 then
+        redis.call('HINCRBY', tag .. ':k', 'bytes', -freed) -- of 0 it would be told "-0", which it refuses
     end
     if #gone > 0 then
         redis.call('UNLINK', unpack(gone))

@@ -19,9 +19,13 @@ local function rank_after(key, score, member)
     return low
 end
 
--- Batches, *KiB of a large body, charge; nil without a record.
+-- Batches, *KiB of a large body, charge; nil without a record. Version 0.1 stored no charge: it counted the body, a
+-- string without a frame, and the same sums beyond it as queue_charge().
 local function message_head(id)
     local text = redis.call('GETRANGE', tag .. ':m:' .. id, 0, 60)
     local count, suffix, charge = string.match(text, '^(%d+)(%**%d*) ?(%d*)\n')
+    if charge == '' then
+        charge = redis.call('STRLEN', tag .. ':b:' .. id) + 1024 + 512 * count
+    end
     return tonumber(count), suffix, tonumber(charge) or 0
 end

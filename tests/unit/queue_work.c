@@ -204,6 +204,40 @@ static void test_cancel(void **state)
     handle_close(&handle);
 }
 
+/* Version 0.1 stored no charge in a message's head. */
+static void test_cancel_of_old(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    char command[400];
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    enqueue_one(&handle, &draft, "erp", 2, 1);
+    (void)snprintf(command, sizeof(command),
+                   "eval \"return redis.call('SET', KEYS[1], (string.gsub(redis.call('GET', "
+                   "KEYS[1]), '^2 %%d+', '2')))\" 1 {h0}:m:%s",
+                   draft.id);
+    redis_do(handle.rig, command);
+    struct span ids[] = {span_of(draft.id)};
+    struct queue_order order = {.verb = QUEUE_CANCEL, .ids = ids, .id_count = 1, .limit = 1};
+    struct worked worked = {.rig = handle.rig};
+    assert_int_equal(queue_work(handle.queue, &order, on_worked, &worked), 0);
+    RIG_WAIT(handle.rig, worked.done);
+    assert_int_equal(worked.status, 0);
+    assert_int_equal(worked.sums.changed, 2);
+    struct totals_seen seen = totals_wait(&handle);
+    assert_int_equal(seen.totals.messages_open, 0);
+    assert_int_equal(seen.totals.bytes, 0);
+    assert_int_equal(seen.totals.recipients[RECIPIENT_CANCELLED], 2);
+    assert_int_equal(seen.depth.batches[BATCH_READY], 0);
+    order.verb = QUEUE_PURGE; /* the recount wants a charge */
+    worked.done = false;
+    assert_int_equal(queue_work(handle.queue, &order, on_worked, &worked), 0);
+    RIG_WAIT(handle.rig, worked.done);
+    assert_int_equal(worked.sums.changed, 2);
+    handle.rig->history_removed = true;
+    handle_close(&handle);
+}
+
 /* With a domain only its recipients are cancelled; the others go on. */
 static void test_cancel_domain(void **state)
 {
@@ -852,6 +886,7 @@ int main(void)
         TEST(test_retry),
         TEST(test_cancel),
         TEST(test_cancel_domain),
+        TEST(test_cancel_of_old),
         TEST(test_move),
         TEST(test_replay),
         TEST(test_purge),
