@@ -238,6 +238,49 @@ static void test_cancel_of_old(void **state)
     handle_close(&handle);
 }
 
+/* What stands behind many batches that were taken out of their list is claimed at once. */
+static void test_claim_behind_held(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    static struct claimed claimed;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    for (size_t i = 0; i < 25; i++) {
+        enqueue_one(&handle, &draft, "erp", 4, 1);
+    }
+    assert_int_equal(order_wait(&handle, (struct queue_order){.verb = QUEUE_HOLD}).sums.changed,
+                     100);
+    enqueue_one(&handle, &draft, "erp", 4, 1);
+    claim_wait(&handle, "normal", "hve", 3, &claimed);
+    assert_int_equal(claimed.count, 3);
+    for (size_t i = 0; i < claimed.count; i++) {
+        assert_true(span_eq(claimed.leases[i]->message.id, span_of(draft.id)));
+        queue_release(handle.queue, claimed.leases[i]);
+        queue_lease_free(&claimed.leases[i]);
+    }
+    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 4);
+    recount(handle.rig);
+
+    /* A call looks at no more than some, and says that there may be more behind them. */
+    for (size_t i = 0; i < 30; i++) {
+        enqueue_one(&handle, &draft, "erp", 40, 1);
+    }
+    assert_int_equal(order_wait(&handle, (struct queue_order){.verb = QUEUE_HOLD}).sums.changed,
+                     1204);
+    enqueue_one(&handle, &draft, "erp", 1, 1);
+    handle.hints = 0;
+    claim_wait(&handle, "normal", "hve", 3, &claimed);
+    assert_int_equal(claimed.count, 0);
+    RIG_WAIT(handle.rig, handle.hints > 0);
+    claim_wait(&handle, "normal", "hve", 3, &claimed);
+    assert_int_equal(claimed.count, 1);
+    queue_release(handle.queue, claimed.leases[0]);
+    queue_lease_free(&claimed.leases[0]);
+    assert_int_equal(totals_wait(&handle).depth.batches[BATCH_READY], 1);
+    recount(handle.rig);
+    handle_close(&handle);
+}
+
 /* With a domain only its recipients are cancelled; the others go on. */
 static void test_cancel_domain(void **state)
 {
@@ -887,6 +930,7 @@ int main(void)
         TEST(test_cancel),
         TEST(test_cancel_domain),
         TEST(test_cancel_of_old),
+        TEST(test_claim_behind_held),
         TEST(test_move),
         TEST(test_replay),
         TEST(test_purge),
