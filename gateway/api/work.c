@@ -124,7 +124,8 @@ static void read_older_than(struct reader *reader, const json_t *value, const ch
         }
         at_ms = clock_wall_ms() - ago_ms;
     }
-    reader->order.selector.accepted_before_ms = at_ms;
+    /* 0 would be no limit at all: a script's zero date must not select everything. */
+    reader->order.selector.accepted_before_ms = at_ms > 0 ? at_ms : 1;
 }
 
 static void read_selector(struct reader *reader, const json_t *value, const char *pointer);

@@ -69,6 +69,9 @@ def test_hold_cancel_release_retry(stuck, clean_sim):
     assert (recipient["batch_state"], recipient["reason"]) == ("held", "printer on fire"), recipient
     assert "printer on fire" in run("status", held[0], "-c", stuck.conf_path).stdout
 
+    for zero in ("1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z"):
+        code, sums = work(stuck, "cancel", "--older-than", zero, "--yes")
+        assert (code, sums["changed"], sums["matched"]["messages"]) == (DONE, 0, 0), sums
     ended = run("queue", "cancel", "--tag", "run-7", "-c", stuck.conf_path)
     assert ended.returncode == REFUSED and "say --yes" in ended.stderr, ended
     assert "2 messages, 2 batches, 2 recipients (2 queued)" in ended.stdout, ended
