@@ -19,8 +19,8 @@
 
 #define THREADS_MAX 64
 #define LISTENERS_MAX 64
-/* The embedded Redis must not grow past what the queue admits by more than this, for records and
- * history. */
+/* The embedded Redis must not grow past what the queue admits and keeps by more than this, for
+ * records and the index. */
 #define REDIS_HEADROOM (512ULL * 1024 * 1024)
 #define RELOADS_MAX 1000
 
@@ -436,6 +436,15 @@ static void on_embedded_disk(void *ctx, bool low, uint64_t free_bytes)
 static const struct embedded_ops embedded_callbacks = {
     .on_up = on_embedded_up, .on_down = on_embedded_down, .on_disk = on_embedded_disk};
 
+/* What has ended has budgets of its own: were they not added, a full history would close the lanes
+ * of an empty queue. 0: no limit. */
+static uint64_t redis_memory(const struct queue_conf *queue)
+{
+    return queue->max_bytes > 0 ? queue->max_bytes * 2 + queue->history_bytes +
+                                      queue->dead_letter_bytes + REDIS_HEADROOM
+                                : 0;
+}
+
 static int open_redis(struct serve *serve, struct err *err)
 {
     const struct conf_queue *conf = &serve->conf->queue;
@@ -454,8 +463,7 @@ static int open_redis(struct serve *serve, struct err *err)
         .server_program = conf->server_program,
         .durability = serve->queue.durability,
         .disk_reserve_bytes = conf->disk_reserve_bytes,
-        .max_memory_bytes = serve->queue.max_bytes > 0 ? serve->queue.max_bytes * 2 + REDIS_HEADROOM
-                                                       : 0,
+        .max_memory_bytes = redis_memory(&serve->queue),
     };
     return embedded_start(serve->loop, &embedded, &embedded_callbacks, serve, &serve->embedded,
                           err);

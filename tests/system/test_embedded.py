@@ -79,6 +79,19 @@ def test_low_disk_refuses_and_delivers(tmp_path, disk, sim):
         assert gateway.stop() == 0
 
 
+def test_history_has_memory_of_its_own(tmp_path, sim):
+    """A small queue with a full history and all the dead letters it may keep is not short of memory."""
+    gateway = heave.Gateway(tmp_path, sim, start=False, changes={
+        "queue": {"redis": "embedded", "data_dir": str(tmp_path / "data"), "max_bytes": "1MiB",
+                  "history_bytes": "2GiB", "dead_letter_bytes": "3GiB"}})
+    gateway.start()
+    try:
+        lines = dict(line.split(maxsplit=1) for line in (tmp_path / "data" / "redis.conf").read_text().splitlines())
+        assert int(lines["maxmemory"]) * 95 // 100 > 5 << 30
+    finally:
+        assert gateway.stop() == 0
+
+
 def test_full_disk_loses_nothing(tmp_path, disk, sim):
     """Redis ends when it cannot write its file. The log says why in words, peers are put off, and once there is space
     everything that was accepted goes out."""
