@@ -7,6 +7,7 @@
 
 #define LOOK_EVERY_MS 1000
 #define HOLD_MS 60000
+#define KEY_HOLD_MS (HOLD_MS / 2) /* over when the collection is handed out again */
 #define ARENA_MAX ((size_t)64 << 20)
 #define MAIL_MAX ((size_t)8 << 20)
 
@@ -30,6 +31,8 @@ struct sending {
     size_t collected;
     struct digest_about about;
     struct route_plan plan;
+    struct queue_idempotency once;
+    char owner[QUEUE_OWNER_MAX];
     int64_t begun_us;
 };
 
@@ -60,6 +63,9 @@ static void on_enqueued(void *ctx, int status, const struct queue_enqueued *enqu
     if (status == ERR_OK) {
         digest_done(digester->queue, sending->place, message->id);
     } else {
+        if (status != ERR_TIMEOUT && status != ERR_CLOSED) {
+            queue_key_give_back(digester->queue, &sending->once);
+        }
         events_digest_held(digester->events, message->id, client,
                            status == ERR_FULL ? "The queue is full."
                                               : "The queue cannot be reached.");
@@ -170,6 +176,46 @@ static int keep(struct sending *sending, const struct digest *digest, struct dig
     return kept ? ERR_OK : ERR_NOMEM;
 }
 
+static void put_off(struct sending *sending, const char *why)
+{
+    struct digester *digester = sending->digester;
+    events_digest_held(digester->events, sending->message.id, "", why);
+    sending_free(sending);
+    look_again(digester, LOOK_EVERY_MS);
+}
+
+/* What is handed out again may be stored already, under the same id: to enqueue it again would put
+ * its records back to the beginning, whatever has become of them. So its key is asked first. */
+static void on_key(void *ctx, int status, const struct queue_key_found *found)
+{
+    struct sending *sending = ctx;
+    struct digester *digester = sending->digester;
+    if (status != ERR_OK) {
+        put_off(sending, "The queue cannot be reached.");
+        return;
+    }
+    switch (found->state) {
+    case QUEUE_KEY_FRESH:
+        status = queue_enqueue(digester->queue, &sending->message, 0, &sending->once, on_enqueued,
+                               sending);
+        if (status != ERR_OK) {
+            queue_key_give_back(digester->queue, &sending->once);
+            put_off(sending, "The queue does not take it.");
+        }
+        return;
+    case QUEUE_KEY_REPLAY:
+        digest_done(digester->queue, sending->place, sending->message.id);
+        sending_free(sending);
+        look_again(digester, 0);
+        return;
+    case QUEUE_KEY_CONFLICT:
+    case QUEUE_KEY_RUNNING:
+        put_off(sending, "Its key is somebody else's.");
+        return;
+    }
+    UNREACHABLE();
+}
+
 static void send_collection(struct digester *digester, const struct digest *digest)
 {
     struct sending *sending = mem_zero(sizeof *sending);
@@ -187,12 +233,14 @@ static void send_collection(struct digester *digester, const struct digest *dige
         (void)err_set(&err, status, "There is no memory for the digest.");
     }
     if (status == ERR_OK) {
-        struct queue_idempotency once = {
+        queue_key_owner(digester->queue, sending->owner);
+        sending->once = (struct queue_idempotency){
             .scope = sending->about.client,
             .key = sending->about.key,
             .fingerprint = SPAN_LIT("digest"),
+            .owner = span_of(sending->owner),
         };
-        status = queue_enqueue(digester->queue, &sending->message, 0, &once, on_enqueued, sending);
+        status = queue_key_begin(digester->queue, &sending->once, KEY_HOLD_MS, on_key, sending);
         if (status == ERR_OK) {
             return;
         }

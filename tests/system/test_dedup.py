@@ -223,6 +223,7 @@ def test_digest_survives_crashes(tmp_path, clean_sim):
         heave.wait_until(lambda: redis.call("ZCARD", "{h0}:jd") == "0", 10, "the collection to be ended again")
         assert len([d for d in clean_sim.deliveries() if d["recipient"] == "core@contoso.test"]) == 1
         assert gateway.queue()["messages_open"] == 0
+        gateway.wait_states(message_id, {"delivered": 1})  # what became of the first one is still known
     finally:
         assert gateway.stop() == 0
         redis.stop()
