@@ -103,7 +103,10 @@ for i = 1, tonumber(ARGV[3]) do
         end
     end
     if reply then
-        refuse(id, batches, suffix)
+        -- One that waits under this very id was sent again: what the MSET wrote is what stood there at first.
+        if type(reply) ~= 'table' or reply[1] ~= id or not redis.call('ZSCORE', tag .. ':x', id) then
+            refuse(id, batches, suffix)
+        end
     else
         reply = 0
         used = used + charge

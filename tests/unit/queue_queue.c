@@ -468,6 +468,18 @@ static void test_idempotency(void **state)
     assert_string_equal(second.answer, "{\"accepted\":1}");
     static struct shown shown;
     assert_int_equal(show_wait(&handle, draft.id, &shown), ERR_NOTFOUND);
+    /* One that is sent again under its own id (its first answer was lost) takes nothing away. */
+    memcpy(draft.id, first_id, sizeof(first_id));
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, &key, &second), 0);
+    assert_true(second.replayed);
+    assert_int_equal(show_wait(&handle, first_id, &shown), 0);
+    static struct claimed claimed;
+    claim_wait(&handle, "normal", "hve", 10, &claimed);
+    assert_int_equal(claimed.count, 1);
+    assert_true(claimed.leases[0]->message.body.len > 0);
+    lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    queue_message_id(handle.queue, &key, draft.id);
     key.fingerprint = SPAN_LIT("abd");
     assert_int_equal(enqueue_wait(&handle, &draft.message, 0, &key, NULL), ERR_CONFLICT);
     key.scope = SPAN_LIT("zabbix");
