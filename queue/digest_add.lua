@@ -8,7 +8,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local w = redis.call('HMGET', window, 'j', 'd')
 local id = w[1]
-if not id or tonumber(w[2]) <= now then
+-- Its score is when it is due until it is handed out, whatever the clock says: nothing is added to it then.
+if not id or tonumber(w[2]) <= now or tonumber(redis.call('ZSCORE', tag .. ':jd', id)) ~= tonumber(w[2]) then
     id = ARGV[1]
     local due = string.format('%.0f', now + ARGV[2])
     redis.call('HSET', window, 'j', id, 'd', due)

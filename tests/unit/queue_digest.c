@@ -156,6 +156,27 @@ static void test_handed_out_again(void **state)
     assert_false(take(1).found);
 }
 
+/* The server's clock goes back (or another server's is behind) after the collection was handed out:
+ * what comes now would end with it, unsent. */
+static void test_clock_set_back(void **state)
+{
+    (void)state;
+    struct added first = add("a", "about", "one", 60000);
+    char command[128];
+    for (int shard = 0; shard < 4; shard++) { /* it is in that of its key */
+        (void)snprintf(command, sizeof(command), "ZADD {h%d}:jd XX 1 %s", shard, first.id);
+        redis_do(handle.rig, command);
+    }
+    struct taken taken = take_due(60000);
+    assert_string_equal(taken.id, first.id);
+    struct added second = add("a", "about", "two", 1);
+    assert_string_not_equal(second.id, first.id);
+    digest_done(handle.queue, taken.place, span_of(taken.id));
+    taken = take_due(60000);
+    assert_string_equal(taken.id, second.id);
+    assert_string_equal(taken.messages[0], "Received: x\r\ntwo");
+}
+
 static void test_full(void **state)
 {
     (void)state;
@@ -243,6 +264,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_collect_and_take, setup, teardown),
         cmocka_unit_test_setup_teardown(test_handed_out_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_clock_set_back, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_of_bytes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refusing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_arguments, setup, teardown),
