@@ -27,6 +27,7 @@ struct settle_item {
     struct settle_item *next;
     uint32_t shard;
     struct redis_args args; /* as settle.lua wants them for one batch */
+    char *pair;             /* where the batch goes to; NULL: it is done, or stays */
     queue_settle_cb cb;
     void *ctx;
 };
@@ -227,6 +228,7 @@ static void item_finish(struct queue *queue, struct settle_item *item, int statu
     if (item->cb != NULL) {
         item->cb(item->ctx, status);
     }
+    mem_free(item->pair);
     mem_free(item);
 }
 
@@ -298,6 +300,11 @@ static bool write_group(struct queue *queue, struct settle_group *group, uint32_
     queue_call_begin(shard, &head);
     redis_args_init(&args);
     for (const struct settle_item *item = group->first; item != NULL; item = item->next) {
+        /* Not earlier: what was said on a connection that broke may not have been heard, and the
+         * sweeper finds no retries of a pair it does not know. */
+        if (item->pair != NULL) {
+            queue_pair_register(queue, shard, span_of(item->pair));
+        }
         if (args.status == 0) {
             args.status = buf_append(&args.bytes, buf_span(&item->args.bytes));
         }
@@ -486,9 +493,6 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
         return status;
     }
     uint32_t shard = queue_shard_of_id(queue, lease->message.id);
-    if (settlement->next != QUEUE_NEXT_DONE && nodes_takes(queue->nodes, shard)) {
-        queue_pair_register(queue, shard, span_of(pair));
-    }
     lease_entry(lease, entry);
     count_states(lease, states, sizeof(states));
     char what[2] = {letter_of(settlement->next), '\0'};
@@ -511,6 +515,9 @@ int queue_settle(struct queue *queue, struct queue_lease *lease,
         redis_args_release(&item->args);
         mem_free(item);
         return status;
+    }
+    if (settlement->next != QUEUE_NEXT_DONE && settlement->backend.len > 0) {
+        item->pair = mem_dup(span_of(pair));
     }
     lease_unlink(lease);
     item_queue(queue, item);

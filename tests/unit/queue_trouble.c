@@ -200,6 +200,38 @@ static void test_no_start_after_the_lease(void **state)
     handle_close(&handle);
 }
 
+/* A retry with another backend, settled while Redis was away, is found when it is due. */
+static void test_retry_elsewhere_after_an_outage(void **state)
+{
+    struct rig *rig = rig_of(state);
+    struct handle handle;
+    static struct draft draft;
+    static struct claimed claimed;
+    handle_open(rig, &handle, &rig->conf);
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, 0, NULL, NULL), 0);
+    claim_wait(&handle, "normal", "hve", 1, &claimed);
+    rig_stop_server(rig);
+    RIG_WAIT(rig, !handle.up);
+    struct outcome outcome = {.rig = rig};
+    struct queue_settlement later = {.next = QUEUE_NEXT_DELAY,
+                                     .backend = SPAN_LIT("graph"),
+                                     .due_ms = queue_wall_ms(handle.queue) + 1};
+    assert_int_equal(queue_settle(handle.queue, claimed.leases[0], &later, on_settled, &outcome),
+                     0);
+    queue_lease_free(&claimed.leases[0]);
+    rig_start_server(rig);
+    RIG_WAIT(rig, outcome.done == 1);
+    assert_int_equal(outcome.status, 0);
+    handle.hints = 0;
+    RIG_WAIT(rig, handle.hints > 0);
+    claim_wait(&handle, "normal", "graph", 1, &claimed);
+    assert_int_equal(claimed.count, 1);
+    lease_finish(claimed.leases[0], RECIPIENT_DELIVERED);
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DONE, 0), 0);
+    handle_close(&handle);
+}
+
 /* Somebody else has the batch: the heartbeat finds out, and the start is refused. */
 static void test_no_start_of_a_lost_lease(void **state)
 {
@@ -339,6 +371,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_expired_only, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_start_after_the_lease, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_start_of_a_lost_lease, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_retry_elsewhere_after_an_outage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_replica, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stalled_server, setup, teardown),
         cmocka_unit_test_setup_teardown(test_our_own_pause, setup, teardown),
