@@ -12,6 +12,22 @@ static pthread_once_t gmime_once = PTHREAD_ONCE_INIT;
 static void gmime_prepare(void)
 {
     g_mime_init();
+    /* Classes are made here, where pthread_once orders them for all threads; GLib makes them at
+     * first use under locks of its own, which ThreadSanitizer cannot see. */
+    const GType types[] = {GMIME_TYPE_MESSAGE,
+                           GMIME_TYPE_PART,
+                           GMIME_TYPE_TEXT_PART,
+                           GMIME_TYPE_MULTIPART,
+                           GMIME_TYPE_MULTIPART_SIGNED,
+                           GMIME_TYPE_MULTIPART_ENCRYPTED,
+                           GMIME_TYPE_MESSAGE_PART,
+                           GMIME_TYPE_MESSAGE_PARTIAL,
+                           GMIME_TYPE_APPLICATION_PKCS7_MIME,
+                           INTERNET_ADDRESS_TYPE_MAILBOX,
+                           INTERNET_ADDRESS_TYPE_GROUP};
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        (void)g_type_class_ref(types[i]); /* kept for the life of the process */
+    }
 }
 
 /* ---- Bytes and text into the arena ---- */
