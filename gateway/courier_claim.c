@@ -19,7 +19,8 @@
 #define PROBE_BATCHES 64
 
 /* While every slot is taken, what a lane below its part has is fetched only when nothing was
- * claimed for so long: loops with free slots come first. */
+ * claimed for the station for so long: loops with free slots come first. What the other stations
+ * claim does not count, or the busy ones would keep alerts from the slow. */
 #define PATIENCE_MS 50
 
 /* A lane that had nothing is asked for again when a hint says that somebody has work, and so often
@@ -42,6 +43,7 @@ static void add_want(struct station *station, size_t lane, size_t max, bool expi
     courier->asked[courier->want_count] = (struct asked){
         .station = station, .channel = &station->channels[lane], .expired_only = expired_only};
     station->channels[lane].asked = (uint32_t)max;
+    station->claimed_ms = loop_now_ms(courier->loop);
     courier->want_count++;
 }
 
@@ -93,8 +95,9 @@ struct plan {
     bool probing;
 };
 
-static void plan_station(struct station *station, bool patient, bool all, struct plan *out)
+static void plan_station(struct station *station, bool all, struct plan *out)
 {
+    bool patient = loop_now_ms(station->courier->loop) - station->claimed_ms >= PATIENCE_MS;
     *out = (struct plan){0};
     if (station->closing) {
         return;
@@ -118,12 +121,12 @@ static void plan_station(struct station *station, bool patient, bool all, struct
 
 /* Lane by lane, all stations: what a claim may bring of bodies is spent on the first lanes first.
  */
-static void plan_claim(struct courier *courier, bool patient, bool all)
+static void plan_claim(struct courier *courier, bool all)
 {
     struct plan plans[COURIER_BACKENDS_MAX];
     size_t stations = courier->conf->backend_count;
     for (size_t i = 0; i < stations; i++) {
-        plan_station(&courier->stations[i], patient, all, &plans[i]);
+        plan_station(&courier->stations[i], all, &plans[i]);
     }
     courier->want_count = 0;
     for (size_t l = 0; l < courier->conf->lane_count; l++) {
@@ -226,11 +229,10 @@ void courier_claim(struct courier *courier)
     courier->again = false;
     int64_t now_ms = loop_now_ms(courier->loop);
     bool all = courier->hinted || now_ms - courier->asked_all_ms >= ASK_ALL_MS;
-    plan_claim(courier, now_ms - courier->claimed_ms >= PATIENCE_MS, all);
+    plan_claim(courier, all);
     if (courier->want_count == 0) {
         return;
     }
-    courier->claimed_ms = now_ms;
     courier->asked_all_ms = all ? now_ms : courier->asked_all_ms;
     courier->hinted = courier->hinted && !all;
     int status = queue_claim(courier->queue, courier->wants, courier->want_count, on_claimed,

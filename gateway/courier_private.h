@@ -44,6 +44,7 @@ struct station {
     int64_t gate_until_ms; /* loop time: closed by the queue's gate or the quota */
     int64_t probe_at_ms;   /* loop time */
     int64_t launched_ms;   /* loop time of the last delivery's begin */
+    int64_t claimed_ms;    /* loop time of the last claim that asked for it */
     size_t recipients_max; /* of one delivery; a batch may have more */
     bool asking_quota;
     bool closing;
@@ -79,8 +80,8 @@ struct courier {
     struct station stations[COURIER_BACKENDS_MAX];
     struct loop_timer poll;
     struct loop_task pump;
-    int64_t claimed_ms;   /* loop time of the last claim */
-    int64_t asked_all_ms; /* and of the last one that asked for lanes that had nothing, too */
+    int64_t
+        asked_all_ms; /* loop time of the last claim that asked for lanes that had nothing, too */
     bool claiming;
     bool hinted; /* those may have something: asked for with the next claim */
     bool again;  /* a hint came while a claim was on its way */

@@ -384,6 +384,33 @@ static void test_an_alert_overtakes_what_was_claimed_ahead(void **state)
     assert_in_range(world->dots, 12, 13);
 }
 
+/* The same while another backend is asked for all the time: the slow one's alert is fetched. */
+static void test_an_alert_is_fetched_beside_a_busy_backend(void **state)
+{
+    struct world *world = *state;
+    hang_at_dot(world);
+    static struct backend_conf other;
+    static struct courier_backend_conf both[2];
+    other = world->backend;
+    other.name = "other";
+    both[0] = world->station;
+    both[1] = (struct courier_backend_conf){.backend = &other};
+    world->conf.backends = both;
+    world->conf.backend_count = 2;
+    start(world);
+    enqueue(world, "bulk", 1, 1, 3600 * SECOND);
+    WAIT(world, world->dots == 1);
+    enqueue(world, "alert", 1, 1, 3600 * SECOND);
+    int64_t end_ms = loop_now_ms(world->rig.loop) + 5 * SECOND;
+    while (state_of(world, world->draft.id) != BATCH_CLAIMED) {
+        assert_true(loop_now_ms(world->rig.loop) < end_ms);
+        courier_hint(world->courier);
+        loop_run(world->rig.loop);
+    }
+    drain(world, 0);
+    RIG_WAIT(&world->rig, world->drained);
+}
+
 /* A rate of 20 an hour: bulk may borrow, but never what the alerts are due. */
 static void test_rates_are_shared(void **state)
 {
@@ -574,6 +601,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_recipient_rates_below_a_batch, setup, teardown),
         cmocka_unit_test_setup_teardown(test_an_alert_finds_a_reserved_slot, setup, teardown),
         cmocka_unit_test_setup_teardown(test_an_alert_overtakes_what_was_claimed_ahead, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_an_alert_is_fetched_beside_a_busy_backend, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_rates_are_shared, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drain_waits_for_flights, setup, teardown),
