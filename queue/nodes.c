@@ -13,7 +13,8 @@ void nodes_tell(struct nodes *nodes, const struct node *node, const char *why)
     if (named) {
         (void)snprintf(line, sizeof(line), "%s:%u: %s", node->host, node->conf.port, why);
     }
-    nodes->ops->on_state(nodes->ctx, nodes_any_up(nodes), named ? line : why);
+    nodes->told_up = nodes_any_up(nodes);
+    nodes->ops->on_state(nodes->ctx, nodes->told_up, named ? line : why);
 }
 
 static void on_node_state(void *ctx, bool up, const char *why)
@@ -247,6 +248,12 @@ static void on_node_closed(void *ctx)
         place = &(*place)->next;
     }
     *place = node->next;
+    /* At the end the nodes close one by one, and the last answers may still ask for any shard. */
+    for (uint32_t shard = 0; shard < nodes->shard_count; shard++) {
+        if (nodes->shards[shard].node == node) {
+            nodes->shards[shard].node = NULL;
+        }
+    }
     mem_free(node);
     connection_closed(nodes);
 }

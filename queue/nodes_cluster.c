@@ -397,5 +397,8 @@ static void tick(void *ctx)
         ask_map(nodes);
     }
     sort_out_nodes(nodes);
+    if (!nodes->closing && !nodes->told_up && nodes_any_up(nodes)) {
+        nodes_tell(nodes, NULL, ""); /* the Cluster has mended itself, and no connection was made */
+    }
     tick_soon(nodes, is_busy ? TICK_BUSY_MS : TICK_IDLE_MS);
 }

@@ -41,6 +41,7 @@ struct nodes {
     struct shard shards[NODES_SHARDS_MAX];
     uint32_t shard_count;
     struct redis *answering;
+    bool told_up; /* what the owner was last told */
     /* Sentinel and Cluster: the one that is asked where the servers are. */
     struct redis *guide;
     struct redis_conf guide_conf;
