@@ -76,6 +76,7 @@ static struct node *node_open(struct nodes *nodes, struct span host, uint16_t po
     node->conf = *nodes->conf;
     node->conf.kind = REDIS_DATA;
     node->conf.subscribe = NULL;
+    node->conf.lines = &nodes->lines;
     node->conf.answering = &nodes->answering;
     if (host.len > 0) {
         (void)snprintf(node->host, sizeof(node->host), "%.*s", SPAN_FMT(host));
@@ -388,23 +389,38 @@ enum redis_wait nodes_wait_kind(const struct nodes *nodes, uint32_t shard)
     return row->node != NULL ? redis_wait_kind(row->node->redis) : REDIS_WAIT_NONE;
 }
 
-const void *nodes_place(const struct nodes *nodes, uint32_t shard)
+uint64_t nodes_place(const struct nodes *nodes, uint32_t shard)
 {
-    return nodes_is_up(nodes, shard) ? shard_of(nodes, shard)->node->redis : NULL;
+    return nodes_is_up(nodes, shard) ? redis_line(shard_of(nodes, shard)->node->redis) : 0;
 }
 
-const void *nodes_answering(const struct nodes *nodes)
+uint64_t nodes_answering(const struct nodes *nodes)
 {
     return nodes->answering;
 }
 
-int nodes_call_place(struct nodes *nodes, const void *place, struct redis_args *args, redis_cb cb,
+static struct redis *at_place(const struct nodes *nodes, uint64_t place)
+{
+    for (const struct node *node = nodes->list; node != NULL && place > 0; node = node->next) {
+        if (redis_line(node->redis) == place) {
+            return node->redis;
+        }
+    }
+    return NULL;
+}
+
+enum redis_wait nodes_place_wait(const struct nodes *nodes, uint64_t place)
+{
+    const struct redis *redis = at_place(nodes, place);
+    return redis != NULL ? redis_wait_kind(redis) : REDIS_WAIT_NONE;
+}
+
+int nodes_call_place(struct nodes *nodes, uint64_t place, struct redis_args *args, redis_cb cb,
                      void *ctx)
 {
-    for (const struct node *node = nodes->list; node != NULL; node = node->next) {
-        if (node->redis == place) {
-            return redis_call(node->redis, args, cb, ctx);
-        }
+    struct redis *redis = at_place(nodes, place);
+    if (redis != NULL) {
+        return redis_call(redis, args, cb, ctx);
     }
     redis_args_release(args);
     return ERR_UNAVAILABLE;

@@ -66,14 +66,15 @@ void nodes_each(const struct nodes *nodes,
 /* Whether any server ever answered anything. */
 bool nodes_heard(const struct nodes *nodes);
 
-/* Which connection a shard's commands go to now, to be compared only; NULL while they are parked or
- * not taken. A WAIT vouches only for what ran before it on the same connection. */
-const void *nodes_place(const struct nodes *nodes, uint32_t shard);
+/* Which connection a shard's commands go to now (redis_line()); 0 while they are parked or not
+ * taken. A WAIT vouches only for what ran before it on the same connection. */
+uint64_t nodes_place(const struct nodes *nodes, uint32_t shard);
 /* The connection a callback runs for; inside one. */
-const void *nodes_answering(const struct nodes *nodes);
-/* redis_call() on such a connection, which must be one that has not been lost: ERR_UNAVAILABLE when
- * it is not up. */
-MUST_USE int nodes_call_place(struct nodes *nodes, const void *place, struct redis_args *args,
+uint64_t nodes_answering(const struct nodes *nodes);
+/* What has to follow writes that ran on such a connection. NONE when it has been lost. */
+enum redis_wait nodes_place_wait(const struct nodes *nodes, uint64_t place);
+/* redis_call() on such a connection: ERR_UNAVAILABLE when it has been lost. */
+MUST_USE int nodes_call_place(struct nodes *nodes, uint64_t place, struct redis_args *args,
                               redis_cb cb, void *ctx);
 
 #endif

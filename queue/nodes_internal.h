@@ -40,8 +40,8 @@ struct nodes {
     struct node *list;
     struct shard shards[NODES_SHARDS_MAX];
     uint32_t shard_count;
-    struct redis *answering;
-    bool told_up; /* what the owner was last told */
+    uint64_t lines, answering; /* as in redis_conf */
+    bool told_up;              /* what the owner was last told */
     /* Sentinel and Cluster: the one that is asked where the servers are. */
     struct redis *guide;
     struct redis_conf guide_conf;

@@ -50,10 +50,10 @@ static void on_added(void *ctx, int status, const struct redis_value *value)
     }
     (void)snprintf(add->id, sizeof(add->id), "%.*s", SPAN_FMT(id));
     add->count = (size_t)redis_integer(redis_item(value, 1));
-    if (nodes_wait_kind(queue->nodes, add->shard) == REDIS_WAIT_NONE) {
+    uint64_t place = nodes_answering(queue->nodes);
+    if (nodes_place_wait(queue->nodes, place) == REDIS_WAIT_NONE) {
         add_end(add, 0);
-    } else if (queue_wait_send(queue, add->shard, nodes_answering(queue->nodes), on_added_durable,
-                               add) != 0) {
+    } else if (queue_wait_send(queue, place, on_added_durable, add) != 0) {
         add_end(add, ERR_TIMEOUT);
     }
 }

@@ -52,17 +52,17 @@ struct enqueue_group {
     struct buf index;           /* records for the search index */
     struct enqueue_waiter *waiters;
     size_t count, cap;
-    bool waits;      /* a WAIT behind it is on its way and finishes it */
-    bool wait_again; /* the script ran elsewhere or later: another WAIT behind its answer */
+    bool waits; /* a WAIT behind it is on its way and finishes it */
     bool answered;
-    const void *answerer; /* the connection the answer came on */
-    bool running;         /* counted in queue->enqueues_running */
+    uint64_t answerer; /* the connection the answer came on */
+    bool needs_wait;   /* that one asks for a WAIT */
+    bool running;      /* counted in queue->enqueues_running */
 };
 
 /* One WAIT or WAITAOF and the groups it vouches for. */
 struct enqueue_wait {
     struct queue *queue;
-    const void *place; /* the connection it was sent on */
+    uint64_t place; /* the connection it was sent on */
     struct enqueue_group *groups;
 };
 
@@ -153,6 +153,8 @@ static void on_stored(void *ctx, int status, const struct redis_value *value)
     FAILPOINT("enqueue-answered");
     group->answered = true;
     group->answerer = nodes_answering(group->queue->nodes);
+    /* Where it ran, and not where it was sent to, says what a yes takes. */
+    group->needs_wait = nodes_place_wait(group->queue->nodes, group->answerer) != REDIS_WAIT_NONE;
     if (status == ERR_PROTO) {
         status = ERR_UNAVAILABLE; /* the script failed before it wrote: its reads come first */
     }
@@ -171,9 +173,13 @@ static void on_stored(void *ctx, int status, const struct redis_value *value)
                                redis_integer(redis_item(value, group->count)));
         }
     }
-    if (group->wait_again && status == 0) {
+    if (group->waits) {
+        return;
+    }
+    /* None was sent on its way, or it was answered already. */
+    if (group->needs_wait && status == 0) {
         wait_again(group);
-    } else if (!group->waits) {
+    } else {
         finish_group(group);
     }
 }
@@ -209,7 +215,10 @@ static void on_waited(void *ctx, int status, const struct redis_value *value)
         wait->groups = group->next;
         group->waits = false;
         if (!group->answered) {
-            group->wait_again = true;
+            continue; /* its own answer asks for another */
+        }
+        if (!group->needs_wait && group->answerer != wait->place) {
+            finish_group(group);
         } else if (group->answerer != wait->place && status != ERR_CLOSED) {
             wait_again(group);
         } else {
@@ -248,11 +257,11 @@ static bool write_group(struct enqueue_group *group)
     return true;
 }
 
-int queue_wait_send(struct queue *queue, uint32_t shard, const void *place, redis_cb cb, void *ctx)
+int queue_wait_send(struct queue *queue, uint64_t place, redis_cb cb, void *ctx)
 {
     struct redis_args args;
     redis_args_init(&args);
-    if (nodes_wait_kind(queue->nodes, shard) == REDIS_WAIT_AOF) {
+    if (nodes_place_wait(queue->nodes, place) == REDIS_WAIT_AOF) {
         redis_args_text(&args, "WAITAOF");
         redis_args_number(&args, 1);
         redis_args_number(&args, 0);
@@ -265,15 +274,14 @@ int queue_wait_send(struct queue *queue, uint32_t shard, const void *place, redi
 }
 
 /* One wait for the groups that were written, or none when none was. Takes `wait`. */
-static void vouch(struct queue *queue, uint32_t shard, struct enqueue_wait *wait)
+static void vouch(struct queue *queue, struct enqueue_wait *wait)
 {
     if (wait->groups == NULL) {
         mem_free(wait);
-    } else if (queue_wait_send(queue, shard, wait->place, on_waited, wait) != 0) {
-        /* The connection broke just now, or its output is full: the scripts' answers finish the
-         * groups, but nothing vouches for what they stored. */
+    } else if (queue_wait_send(queue, wait->place, on_waited, wait) != 0) {
+        /* The connection broke just now, or its output is full: the scripts' own answers ask for
+         * another. */
         for (struct enqueue_group *group = wait->groups; group != NULL; group = group->next) {
-            fail_group(group, ERR_TIMEOUT);
             group->waits = false;
         }
         mem_free(wait);
@@ -286,9 +294,8 @@ static void wait_again(struct enqueue_group *group)
     struct enqueue_wait *wait = mem_zero(sizeof(*wait));
     *wait = (struct enqueue_wait){.queue = group->queue, .place = group->answerer, .groups = group};
     group->next = NULL;
-    group->wait_again = false;
     group->waits = true;
-    if (queue_wait_send(group->queue, group->shard, wait->place, on_waited, wait) != 0) {
+    if (queue_wait_send(group->queue, wait->place, on_waited, wait) != 0) {
         mem_free(wait);
         group_unsure(group);
         finish_group(group);
@@ -307,9 +314,8 @@ static struct enqueue_wait *wait_new(struct queue *queue, uint32_t shard)
 static void write_one(struct enqueue_group *group, struct enqueue_wait *wait)
 {
     struct queue *queue = group->queue;
-    bool waits = nodes_wait_kind(queue->nodes, group->shard) != REDIS_WAIT_NONE;
-    group->waits = waits && wait->place != NULL;
-    group->wait_again = waits && wait->place == NULL; /* parked: it will run somewhere, later */
+    /* Parked it will run somewhere, later. */
+    group->waits = nodes_place_wait(queue->nodes, wait->place) != REDIS_WAIT_NONE;
     if (group->shard == queue->id_shard % queue->conf->shards) {
         queue->id_shard++; /* this shard has work to do: the next messages go to another */
     }
@@ -331,7 +337,7 @@ static void write_groups(struct queue *queue, uint32_t first_shard, uint32_t end
             write_one(group, wait);
         }
     }
-    vouch(queue, first_shard, wait);
+    vouch(queue, wait);
 }
 
 void queue_group_send(struct enqueue_group *group)
@@ -340,7 +346,7 @@ void queue_group_send(struct enqueue_group *group)
     uint32_t shard = group->shard;
     struct enqueue_wait *wait = wait_new(queue, shard);
     write_one(group, wait);
-    vouch(queue, shard, wait);
+    vouch(queue, wait);
     queue_flush_later(queue); /* finishes one that could not be written */
 }
 

@@ -151,10 +151,10 @@ void queue_enqueue_flush(struct queue *queue);
 void queue_enqueue_fail(struct queue *queue, int status);
 /* Appends the name of the key's record. */
 void queue_key_add(uint32_t shard, struct redis_args *keys, const struct queue_idempotency *key);
-/* Sends the WAIT that the durability asks for after writes to the shard that ran, or will run, on
- * `place` (nodes_place(), nodes_answering()). Errors: as nodes_call_place(). */
-MUST_USE int queue_wait_send(struct queue *queue, uint32_t shard, const void *place, redis_cb cb,
-                             void *ctx);
+/* Sends the WAIT that the durability asks for after writes that ran, or will run, on `place`
+ * (nodes_place(), nodes_answering(); nodes_place_wait() says whether one is needed). Errors: as
+ * nodes_call_place(). */
+MUST_USE int queue_wait_send(struct queue *queue, uint64_t place, redis_cb cb, void *ctx);
 /* Whether its answer says that they are durable. */
 bool queue_wait_reached(const struct queue *queue, const struct redis_value *value);
 /* Writes a group that waited for nothing else; its callbacks run when Redis answers. */

@@ -45,8 +45,7 @@ static void replay_waits(struct key_begin *begin, const struct queue_key_found *
     begin->answer = mem_dup(found->answer);
     begin->answer_len = found->answer.len;
     struct queue *queue = begin->queue;
-    if (queue_wait_send(queue, begin->shard, nodes_answering(queue->nodes), on_replay_durable,
-                        begin) != 0) {
+    if (queue_wait_send(queue, nodes_answering(queue->nodes), on_replay_durable, begin) != 0) {
         begin_end(begin, ERR_UNAVAILABLE, found);
     }
 }
@@ -67,7 +66,8 @@ static void on_begun(void *ctx, int status, const struct redis_value *value)
         found.id = redis_item(value, 1)->text;
         found.answer = redis_item(value, 2)->text;
         found.held_ms = found.state == QUEUE_KEY_RUNNING ? redis_integer(redis_item(value, 1)) : 0;
-        bool waits = nodes_wait_kind(begin->queue->nodes, begin->shard) != REDIS_WAIT_NONE;
+        const struct nodes *nodes = begin->queue->nodes;
+        bool waits = nodes_place_wait(nodes, nodes_answering(nodes)) != REDIS_WAIT_NONE;
         if (found.state == QUEUE_KEY_REPLAY && waits) {
             replay_waits(begin, &found);
             return;
@@ -108,7 +108,9 @@ int queue_key_begin(struct queue *queue, const struct queue_idempotency *key, in
     }
     struct redis_args args;
     uint32_t shard = call_begin(queue, key, "begin", &args);
-    bool waits = nodes_wait_kind(queue->nodes, shard) != REDIS_WAIT_NONE;
+    /* Parked, it may run where one is needed. */
+    uint64_t place = nodes_place(queue->nodes, shard);
+    bool waits = place == 0 || nodes_place_wait(queue->nodes, place) != REDIS_WAIT_NONE;
     redis_args_add(&args, key->fingerprint);
     redis_args_number(&args, hold_ms);
     redis_args_text(&args, waits ? "1" : "");

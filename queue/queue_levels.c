@@ -89,7 +89,7 @@ static int ask_shard(struct levels *levels, uint32_t shard)
 /* Whether the shard is the first of its server's. */
 static bool new_place(const struct queue *queue, uint32_t shard)
 {
-    const void *place = nodes_place(queue->nodes, shard);
+    uint64_t place = nodes_place(queue->nodes, shard);
     for (uint32_t before = 0; before < shard; before++) {
         if (nodes_place(queue->nodes, before) == place) {
             return false;

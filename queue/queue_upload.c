@@ -38,7 +38,7 @@ struct queue_upload {
     uint32_t next_piece, pieces;
     size_t unanswered; /* commands */
     int64_t length;    /* of the list, as the last answer must have said */
-    const void *place; /* nodes_place() of what was sent; NULL: nothing, or it is parked */
+    uint64_t place;    /* nodes_place() of what was sent; 0: nothing, or it is parked */
     bool opened;
     bool failed;
 };
@@ -156,8 +156,8 @@ static void send_piece(struct queue_upload *upload)
  * that has arrived. What was parked has left in order when there is a way again. */
 static bool in_place(struct queue_upload *upload)
 {
-    const void *place = nodes_place(upload->queue->nodes, upload->shard);
-    if (upload->place == NULL || upload->unanswered == 0) {
+    uint64_t place = nodes_place(upload->queue->nodes, upload->shard);
+    if (upload->place == 0 || upload->unanswered == 0) {
         upload->place = place;
     }
     return place == upload->place;

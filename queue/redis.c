@@ -258,7 +258,7 @@ static struct redis_request *request_pop(struct redis *redis)
 static void fail_requests(struct redis *redis, int status)
 {
     if (redis->conf->answering != NULL) {
-        *redis->conf->answering = redis;
+        *redis->conf->answering = redis->line;
     }
     while (redis->first != NULL) {
         struct redis_request *request = request_pop(redis);
@@ -658,7 +658,7 @@ static void take_reply(struct redis *redis, const struct redis_value *value)
     redis->heard_ms = loop_now_ms(redis->loop);
     stall_over(redis);
     if (redis->conf->answering != NULL) {
-        *redis->conf->answering = redis;
+        *redis->conf->answering = redis->line;
     }
     if (value->type == REDIS_ERROR) {
         refusal = redis_refusal_find(value->text);
@@ -772,6 +772,7 @@ static void on_open(void *ctx)
 {
     struct redis *redis = ctx;
     redis->phase = REDIS_SETUP;
+    redis->line = redis->conf->lines != NULL ? ++*redis->conf->lines : 0;
     redis->stalled_ms = 0;
     redis->stall_told = false;
     redis->short_replicas = false;
@@ -814,6 +815,7 @@ static void on_close(void *ctx, int status, const char *why)
     arena_release(&redis->reply_arena);
     arena_init(&redis->reply_arena, REPLY_MAX_BYTES);
     fail_requests(redis, redis->closing ? ERR_CLOSED : ERR_TIMEOUT);
+    redis->line = 0;
     if (redis->closing) {
         finish_close(redis);
         return;
@@ -964,4 +966,9 @@ size_t redis_waiting_count(const struct redis *redis)
 enum redis_wait redis_wait_kind(const struct redis *redis)
 {
     return redis->wait;
+}
+
+uint64_t redis_line(const struct redis *redis)
+{
+    return redis->line;
 }

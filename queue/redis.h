@@ -90,8 +90,9 @@ struct redis_conf {
     int64_t connect_timeout_ms; /* 0: 5 s */
     const struct redis_script *scripts;
     size_t script_count;
-    const char *subscribe;    /* LISTENER: the channel */
-    struct redis **answering; /* NULL, or where to write which connection a callback runs for */
+    const char *subscribe; /* LISTENER: the channel */
+    uint64_t *lines;     /* NULL, or what counts the connections that were made: see redis_line() */
+    uint64_t *answering; /* NULL, or where to write which of them a callback runs for */
 };
 
 struct redis_request;
@@ -140,6 +141,10 @@ enum redis_wait {
     REDIS_WAIT_REPLICA, /* WAIT n */
 };
 enum redis_wait redis_wait_kind(const struct redis *redis);
+/* The number of the connection that there is now, which no other one of `lines` ever had; 0: none.
+ * A WAIT vouches only for what ran before it on the same one: to Redis, one that is made anew has
+ * written nothing, and any replica has all of that. */
+uint64_t redis_line(const struct redis *redis);
 /* Whether it ever answered anything. */
 bool redis_heard(const struct redis *redis);
 /* What the server said of itself when the connection was made (redis_facts.h). */

@@ -72,6 +72,7 @@ struct redis {
     struct err why; /* why the connection is being dropped */
     char told[500]; /* what on_state was last told */
     enum redis_wait wait;
+    uint64_t line; /* redis_line() */
     struct redis_facts facts;
     size_t scripts_loaded;
     bool heard;          /* anything, ever */

@@ -152,6 +152,48 @@ static void turn(struct rig *rig)
     loop_timer_stop(&timer);
 }
 
+/* A message that comes while its shard's new node is not connected yet waits for that, and then for
+ * the replicas, which the new node has none of: nobody may hear a yes. */
+static void test_moved_to_a_new_node(void **state)
+{
+    static struct draft draft;
+    struct cluster *cluster = *state;
+    struct rig *rig = &cluster->rig;
+    struct handle handle;
+    struct queue_conf conf = rig->conf;
+    char answer[200];
+    char id[200];
+    int slot = 0;
+    size_t from = holder(cluster, &slot);
+    size_t to = 1 - from;
+    conf.durability = QUEUE_REPLICATED;
+    handle_open(rig, &handle, &conf);
+    say_to(cluster, to, id, "cluster myid");
+    say_to(cluster, to, answer, "cluster setslot %d node %s", slot, id);
+    assert_string_equal(answer, "OK");
+    say_to(cluster, to, answer, "client pause 3000 all");
+    assert_string_equal(answer, "OK");
+    do { /* a slot with keys does not leave, and the sweeper writes some */
+        say_to(cluster, from, answer, "flushall");
+        say_to(cluster, from, answer, "cluster setslot %d node %s", slot, id);
+    } while (strcmp(answer, "OK") != 0);
+    struct outcome outcome = {.rig = rig};
+    int status = ERR_UNAVAILABLE;
+    for (int i = 0; i < 2000 && status != 0; i++) {
+        draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+        status = queue_enqueue(handle.queue, &draft.message, 0, NULL, on_enqueued, &outcome);
+        if (status != 0) {
+            turn(rig);
+        }
+    }
+    assert_int_equal(status, 0);
+    RIG_WAIT(rig, outcome.done == 1);
+    say_to(cluster, to, answer, "exists {h0}:m:%s", draft.id);
+    assert_string_equal(answer, "1");
+    assert_int_equal(outcome.status, ERR_TIMEOUT);
+    handle_close(&handle);
+}
+
 /* A shard that is on the move while its connection is lost is up again when the move has ended,
  * though no connection is made then: delayed batches go on. */
 static void test_mended_without_a_connection(void **state)
@@ -191,6 +233,7 @@ int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_moved_to_a_new_node, setup, teardown),
         cmocka_unit_test_setup_teardown(test_mended_without_a_connection, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
