@@ -86,8 +86,9 @@ static void explain_batches(const json_t *recipients)
                 number_of(item, "attempts"));
             explain_next(item);
         }
-        say("    %s: %s since %s%s%s", status_text(item, "address"), status_text(item, "state"),
-            text_or(item, "at", status_text(item, "next_attempt_at")),
+        const char *at = status_text(item, "at"); /* of one that was never tried there is none */
+        say("    %s: %s%s%s%s%s", status_text(item, "address"), status_text(item, "state"),
+            at[0] != '\0' ? " since " : "", at,
             status_text(item, "last_reply")[0] != '\0' ? "; last answer: " : "",
             status_text(item, "last_reply"));
     }
