@@ -82,7 +82,7 @@ static void print_depths(const json_t *answer)
     }
     cli_table_print(&table, stdout);
     cli_table_release(&table);
-    (void)printf("\n%lld messages open, %lld bytes held\n",
+    (void)printf("\n%lld messages open, %lld bytes waiting\n",
                  (long long)json_integer_value(json_object_get(answer, "messages_open")),
                  (long long)json_integer_value(json_object_get(answer, "bytes")));
     long long dead = (long long)json_integer_value(json_object_get(answer, "dead_letters"));
