@@ -34,7 +34,10 @@ static bool refused(struct redis *redis, int status, const struct redis_value *v
         return redis->dropping;
     }
     if (value->type == REDIS_ERROR) {
-        redis_drop(redis, "Redis refuses %s: %.*s.", what, SPAN_FMT(value->text));
+        /* Some of its errors are sentences with a full stop, some are not. */
+        struct span said = value->text;
+        bool stopped = said.len > 0 && said.data[said.len - 1] == '.';
+        redis_drop(redis, "Redis refuses %s: %.*s%s", what, SPAN_FMT(said), stopped ? "" : ".");
     }
     return true;
 }
