@@ -372,6 +372,7 @@ void smtp_answer(struct smtp *m, const struct smtp_reply *words, struct buf *out
     switch (asked) {
     case SMTP_EVENT_MAIL:
         smtp_answer_mail(m, yes, out);
+        m->mail_put_off = !yes && words->code < 500;
         break;
     case SMTP_EVENT_RCPT:
         smtp_answer_rcpt(m, yes, out);

@@ -94,6 +94,7 @@ struct smtp {
     bool authenticated;
     bool in_transaction; /* MAIL was accepted */
     bool mail_refused;   /* what is pipelined behind a refused MAIL is no error of the peer */
+    bool mail_put_off;   /* it was refused for now: what follows hears the same, never a 5xx */
     uint32_t errors;
     uint32_t idle_commands;
     size_t recipients_refused;

@@ -51,6 +51,7 @@ static void start_transaction(struct smtp *m, struct span path,
     struct span kept = arena_dup(&m->arena, path);
     if (kept.data == NULL) {
         m->mail_refused = true;
+        m->mail_put_off = true;
         REPLY(m, out, "452 4.3.1 Out of memory, try again later");
         return;
     }
@@ -76,6 +77,7 @@ void smtp_do_mail(struct smtp *m, struct span args, struct buf *out)
         return;
     }
     m->mail_refused = true; /* until it is accepted */
+    m->mail_put_off = false;
     if (!take_keyword(&args, SPAN_LIT("FROM:")) || smtp_take_path(&args, &path) != ERR_OK) {
         COMPLAIN(m, out, "501 5.5.4 Syntax: MAIL FROM:<address> [parameters]");
         return;
@@ -122,7 +124,9 @@ static bool reserve_recipient(struct smtp *m)
 
 static void out_of_sequence(struct smtp *m, struct buf *out, struct span words)
 {
-    if (m->mail_refused) {
+    if (m->mail_refused && m->mail_put_off) {
+        REPLY(m, out, "451 4.3.0 MAIL was put off, try again later");
+    } else if (m->mail_refused) {
         smtp_reply(m, out, words);
     } else {
         smtp_complain(m, out, words);
