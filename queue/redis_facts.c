@@ -1,5 +1,6 @@
 #include "queue/redis_facts.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 
 /* The value of `name` in the "name:value" lines of INFO; empty when it is not there. */
@@ -106,37 +107,65 @@ static int judge_server(const struct redis_facts *facts, const struct queue_conf
     return 0;
 }
 
-static int judge_policy(const struct redis_facts *facts, struct err *err)
+/* What is wrong with the settings, one sentence behind the other. */
+struct faults {
+    char text[460]; /* each sentence but the last ends in "; " */
+    size_t len;
+};
+
+static void fault(struct faults *faults, const char *format, ...) PRINTF_LIKE(2, 3);
+static void fault(struct faults *faults, const char *format, ...)
+{
+    size_t room = sizeof(faults->text) - faults->len;
+    va_list args;
+    va_start(args, format);
+    int len = snprintf(faults->text + faults->len, room, "%s", faults->len > 0 ? "; " : "");
+    faults->len += (size_t)len;
+    len = vsnprintf(faults->text + faults->len, room - (size_t)len, format, args);
+    va_end(args);
+    faults->len += (size_t)len;
+    ASSERT(faults->len < sizeof(faults->text)); /* the words of a setting are at most 31 bytes */
+}
+
+static void judge_policy(const struct redis_facts *facts, struct faults *faults)
 {
     if (facts->policy[0] != '\0' && strcmp(facts->policy, "noeviction") != 0) {
-        return err_set(err, ERR_INVAL,
-                       "Redis may throw accepted messages away (maxmemory-policy is %s). "
-                       "Say: CONFIG SET maxmemory-policy noeviction",
-                       facts->policy);
+        fault(faults,
+              "Redis may throw accepted messages away (maxmemory-policy is %s). "
+              "Say: CONFIG SET maxmemory-policy noeviction",
+              facts->policy);
     }
-    return 0;
 }
 
 /* At `fsync`: by the server itself before each answer, or by WAITAOF after each group. */
-static int judge_fsync(const struct redis_facts *facts, enum redis_wait *out_wait, struct err *err)
+static void judge_fsync(const struct redis_facts *facts, enum redis_wait *out_wait,
+                        struct faults *faults)
 {
     bool always = strcmp(facts->fsync, "always") == 0;
+    bool has_wait = facts->version >= REDIS_VERSION_WAITAOF && facts->append_only >= 0;
     if (facts->append_only == 0) {
-        return err_set(err, ERR_INVAL,
-                       "Redis keeps no append-only file, so queue.durability: fsync cannot be "
-                       "promised. Say: CONFIG SET appendonly yes");
+        fault(faults, "Redis keeps no append-only file, so queue.durability: fsync cannot be "
+                      "promised. Say: CONFIG SET appendonly yes");
     }
-    if (!always && facts->version >= REDIS_VERSION_WAITAOF && facts->append_only == 1) {
+    if (!always && has_wait) {
         *out_wait = REDIS_WAIT_AOF;
-        return 0;
+    } else if (!always && facts->fsync[0] != '\0') {
+        fault(faults,
+              "Redis answers before its append-only file is on disk (appendfsync is %s), "
+              "which queue.durability: fsync forbids. Say: CONFIG SET appendfsync always",
+              facts->fsync);
     }
-    if (!always && facts->fsync[0] != '\0') {
-        return err_set(err, ERR_INVAL,
-                       "Redis answers before its append-only file is on disk (appendfsync is %s), "
-                       "which queue.durability: fsync forbids. Say: CONFIG SET appendfsync always",
-                       facts->fsync);
+}
+
+static int judge_settings(const struct redis_facts *facts, bool fsync_wanted,
+                          enum redis_wait *out_wait, struct err *err)
+{
+    struct faults faults = {0};
+    judge_policy(facts, &faults);
+    if (fsync_wanted) {
+        judge_fsync(facts, out_wait, &faults);
     }
-    return 0;
+    return faults.len > 0 ? err_set(err, ERR_INVAL, "%s", faults.text) : 0;
 }
 
 int redis_facts_judge(const struct redis_facts *facts, const struct queue_conf *conf,
@@ -145,10 +174,7 @@ int redis_facts_judge(const struct redis_facts *facts, const struct queue_conf *
     enum redis_wait wait = REDIS_WAIT_NONE;
     bool fsync_wanted = conf->durability == QUEUE_FSYNC;
     int status = judge_server(facts, conf, err);
-    status = status != 0 ? status : judge_policy(facts, err);
-    if (status == 0 && fsync_wanted) {
-        status = judge_fsync(facts, &wait, err);
-    }
+    status = status != 0 ? status : judge_settings(facts, fsync_wanted, &wait, err);
     if (status != 0) {
         return status;
     }

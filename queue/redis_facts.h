@@ -29,7 +29,8 @@ void redis_facts_info(struct redis_facts *facts, struct span info);
 /* The number of replicas in the answer to INFO replication that are online. */
 uint32_t redis_facts_replicas(struct span info);
 
-/* The sentences are whole; a mistake names the command or option that mends it. `warning` is empty
+/* The sentences are whole; a mistake names the command or option that mends it, and all wrong
+ * settings at once. `warning` is empty
  * when there is nothing to say: what a managed service does not let itself be asked is believed,
  * and said. Errors: ERR_UNAVAILABLE (loading), ERR_UNSUPPORTED (version, mode), ERR_DENIED (not a
  * master), ERR_INVAL (a setting). */

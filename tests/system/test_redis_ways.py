@@ -175,6 +175,14 @@ def test_check_says_what_is_wrong(tmp_path, sim, clean):
     evicts = check(gateway)
     assert evicts.returncode == REFUSED and "CONFIG SET maxmemory-policy noeviction" in evicts.stderr
     assert check(gateway, "--offline").returncode == DONE
+    clean("CONFIG", "SET", "appendonly", "no")
+    clean("CONFIG", "SET", "appendfsync", "everysec")
+    all_wrong = check(gateway)
+    assert all_wrong.returncode == REFUSED and "CONFIG SET maxmemory-policy noeviction" in all_wrong.stderr
+    assert "CONFIG SET appendonly yes" in all_wrong.stderr
+    assert ("CONFIG SET appendfsync always" in all_wrong.stderr) == (redis_servers.version() < (7, 2))
+    clean("CONFIG", "SET", "appendfsync", "always")
+    clean("CONFIG", "SET", "appendonly", "yes")
     clean("CONFIG", "SET", "maxmemory-policy", "noeviction")
     gateway.conf["queue"]["durability"] = "replicated"
     gateway.write_conf()

@@ -178,6 +178,30 @@ static void test_judge(void **state)
     }
 }
 
+/* Whoever mends one setting must not have to come again for the next. */
+static void test_all_wrong_settings(void **state)
+{
+    (void)state;
+    static const char policy[] = "CONFIG SET maxmemory-policy noeviction";
+    static const char file[] = "CONFIG SET appendonly yes";
+    static const char fsync[] = "CONFIG SET appendfsync always";
+    struct redis_facts facts = FACTS(70015, "standalone", "master", false, 0,
+                                     "a-policy-name-of-thirty-one-byt", "everysec");
+    struct queue_conf conf = {0};
+    enum redis_wait wait = REDIS_WAIT_NONE;
+    char warning[300] = "";
+    struct err err = {0};
+    assert_int_equal(redis_facts_judge(&facts, &conf, &wait, warning, &err), ERR_INVAL);
+    assert_non_null(strstr(err.text, policy));
+    assert_non_null(strstr(err.text, file));
+    assert_non_null(strstr(err.text, fsync));
+    facts.version = REDIS_VERSION_WAITAOF; /* which needs no appendfsync always */
+    assert_int_equal(redis_facts_judge(&facts, &conf, &wait, warning, &err), ERR_INVAL);
+    assert_non_null(strstr(err.text, policy));
+    assert_non_null(strstr(err.text, file));
+    assert_null(strstr(err.text, fsync));
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -277,9 +301,13 @@ static void test_redirects(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_info),     cmocka_unit_test(test_judge),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_slots),
-        cmocka_unit_test(test_map),      cmocka_unit_test(test_redirects),
+        cmocka_unit_test(test_info),
+        cmocka_unit_test(test_judge),
+        cmocka_unit_test(test_all_wrong_settings),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_slots),
+        cmocka_unit_test(test_map),
+        cmocka_unit_test(test_redirects),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
