@@ -15,7 +15,8 @@
  *              DONE <--------- settle DONE ---+-------------------+
  *
  * A lease that ends in STARTED makes its batch READY with an unknown outcome; three in a row HOLD
- * it. Operators move what nobody has claimed (work.h): HELD to READY, READY to HELD and so on.
+ * it. Operators move what nobody has claimed (work.h): READY and DELAYED to HELD, and so on.
+ * Release goes back to DELAYED, not READY, while send_at or the time of a retry is still ahead.
  *
  * Keys, in each shard under its tag {hN} (README.md has all of them and what each holds):
  *   :m:ID message  :b:ID body  :q:ENTRY batch   the records

@@ -242,11 +242,13 @@ static void set_state(struct change *change, struct recipient *recipient,
     recipient->at_ms = now_ms;
 }
 
-/* Ready at once. Somebody decided to send it, whatever is known of earlier tries. */
-static void make_ready(struct change *change, int64_t now_ms)
+/* It may be sent, whatever is known of earlier tries: at once, or DELAYED as it was before it was
+ * held, while it is not due yet. */
+static void set_free(struct change *change, int64_t now_ms, bool at_once)
 {
-    change->head.state = 'R';
-    change->head.due_ms = 0;
+    bool waits = !at_once && change->head.due_ms > now_ms;
+    change->head.state = waits ? 'W' : 'R';
+    change->head.due_ms = waits ? change->head.due_ms : 0;
     change->head.reason = (struct span){0};
     if (change->head.starts >= 3) { /* poison, set free by hand: it has three lives again */
         change->head.starts = 0;
@@ -326,10 +328,10 @@ static const char *make_change(const struct work *work, struct change *change, u
         return NULL;
     case QUEUE_RETRY:
         change->batch.attempts = work->order.reset ? 0 : change->batch.attempts;
-        make_ready(change, work->now_ms);
+        set_free(change, work->now_ms, true);
         return NULL;
     case QUEUE_RELEASE:
-        make_ready(change, work->now_ms);
+        set_free(change, work->now_ms, false);
         return NULL;
     case QUEUE_CANCEL:
     case QUEUE_PURGE:

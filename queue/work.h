@@ -14,7 +14,8 @@
 
 enum queue_verb {
     QUEUE_HOLD,    /* READY, DELAYED -> HELD, with the reason */
-    QUEUE_RELEASE, /* HELD -> READY; recipients it was held for as unknown are queued again */
+    QUEUE_RELEASE, /* HELD -> READY, or DELAYED while it is not due yet (send_at, a retry);
+                    * recipients it was held for as unknown are queued again */
     QUEUE_RETRY,   /* DELAYED, HELD -> READY now; attempts stay unless `reset` */
     QUEUE_CANCEL,  /* open recipients -> CANCELLED; with a domain only those in it */
     QUEUE_MOVE,    /* READY, DELAYED, HELD: to another backend */

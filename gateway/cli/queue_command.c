@@ -270,7 +270,7 @@ const struct cli_command cli_queue_command = {
         "first) or all of one message. The other verbs work on what waits; they ask the admin listener, too:\n"
         "\n"
         "  hold     sets ready and delayed batches aside, with the reason\n"
-        "  release  lets held ones go on\n"
+        "  release  lets held ones go on: at once, or when send_at or their next try is due\n"
         "  retry    sends delayed and held ones now; --reset as if they had never been tried\n"
         "  cancel   ends what has not left; with --domain only for its recipients     (wants --yes)\n"
         "  move     gives batches to another backend, --to                            (wants --yes)\n"

@@ -119,6 +119,57 @@ static void test_hold_and_release(void **state)
     handle_close(&handle);
 }
 
+static size_t state_count(struct handle *handle, enum batch_state state)
+{
+    return (size_t)totals_wait(handle).depth.batches[state];
+}
+
+/* Held while it waited for its time, released before that: it waits on. Retry does not wait. */
+static void test_release_keeps_due(void **state)
+{
+    struct handle handle;
+    static struct draft draft;
+    static struct draft clock;
+    static struct claimed claimed;
+    static struct shown shown;
+    handle_open(rig_of(state), &handle, &rig_of(state)->conf);
+    int64_t due_ms = clock_wall_ms() + 1200000;
+    draft_fill(&draft, handle.queue, "erp", "normal", 2, 1);
+    assert_int_equal(enqueue_wait(&handle, &draft.message, due_ms, NULL, NULL), 0);
+    for (int round = 0; round < 2; round++) {
+        assert_int_equal(by_id(&handle, QUEUE_HOLD, draft.id).sums.changed, 2);
+        assert_int_equal(state_count(&handle, BATCH_HELD), 2);
+        assert_int_equal(by_id(&handle, QUEUE_RELEASE, draft.id).sums.changed, 2);
+        assert_int_equal(state_count(&handle, BATCH_DELAYED), 2);
+        assert_int_equal(claimable(&handle, "hve"), 0);
+        assert_int_equal(state_now(&handle, draft.id, &shown), BATCH_DELAYED);
+        assert_int_equal(shown.batches[0].due_ms, due_ms);
+    }
+    assert_int_equal(by_id(&handle, QUEUE_HOLD, draft.id).sums.changed, 2);
+    assert_int_equal(by_id(&handle, QUEUE_RETRY, draft.id).sums.changed, 2);
+    claim_wait(&handle, "normal", "hve", 2, &claimed);
+    assert_int_equal(claimed.count, 2);
+
+    /* The same for a retry; one whose time came while it was held goes at once. */
+    assert_int_equal(settle_wait(&handle, &claimed.leases[0], QUEUE_NEXT_DELAY, due_ms), 0);
+    assert_int_equal(settle_wait(&handle, &claimed.leases[1], QUEUE_NEXT_DELAY, due_ms), 0);
+    assert_int_equal(by_id(&handle, QUEUE_HOLD, draft.id).sums.changed, 2);
+    assert_int_equal(by_id(&handle, QUEUE_RELEASE, draft.id).sums.changed, 2);
+    assert_int_equal(state_count(&handle, BATCH_DELAYED), 2);
+    draft_fill(&draft, handle.queue, "erp", "normal", 1, 1);
+    due_ms = clock_wall_ms() + 2000;
+    assert_int_equal(enqueue_wait(&handle, &draft.message, due_ms, NULL, NULL), 0);
+    assert_int_equal(by_id(&handle, QUEUE_HOLD, draft.id).sums.changed, 1);
+    draft_fill(&clock, handle.queue, "erp", "normal", 1, 1);
+    assert_int_equal(enqueue_wait(&handle, &clock.message, due_ms, NULL, NULL), 0);
+    while (state_count(&handle, BATCH_READY) == 0) { /* the sweeper moves it when its time comes */
+    }
+    assert_int_equal(by_id(&handle, QUEUE_RELEASE, draft.id).sums.changed, 1);
+    assert_int_equal(state_count(&handle, BATCH_READY), 2);
+    assert_int_equal(claimable(&handle, "hve"), 2);
+    handle_close(&handle);
+}
+
 /* Held because its outcome is unknown: released, its recipients are open again. */
 static void test_release_unknown(void **state)
 {
@@ -925,6 +976,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_hold_and_release),
+        TEST(test_release_keeps_due),
         TEST(test_release_unknown),
         TEST(test_retry),
         TEST(test_cancel),
