@@ -22,6 +22,9 @@
 /* The embedded Redis must not grow past what the queue admits and keeps by more than this, for
  * records and the index. */
 #define REDIS_HEADROOM (512ULL * 1024 * 1024)
+/* The connections are tried before the embedded Redis has made its socket. A start that fails is
+ * said by embedded_ops.on_down at once, one that takes longer by the connections after this. */
+#define EMBEDDED_START_MS 5000
 #define RELOADS_MAX 1000
 
 struct worker {
@@ -458,6 +461,7 @@ static int open_redis(struct serve *serve, struct err *err)
     serve->socket_path = embedded_socket_path(conf->data_dir);
     serve->queue.socket_path = serve->socket_path;
     serve->queue.managed = true;
+    serve->queue.start_ms = EMBEDDED_START_MS;
     struct embedded_conf embedded = {
         .data_dir = conf->data_dir,
         .server_program = conf->server_program,

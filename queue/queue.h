@@ -117,6 +117,8 @@ struct queue_conf {
     const struct queue_lane_limit *lane_limits; /* lanes without: all of max_bytes */
     size_t lane_limit_count;
     bool managed;     /* the server belongs to us (embedded): settings are not checked, only used */
+    int64_t start_ms; /* so long a server that was never up is expected to start, and why it is not
+                         up is told only after it; 0: told at once */
     bool compression; /* of bodies above 1 KiB, where it saves something */
     const char *encryption_keys; /* bodies are sealed: text that keyring_parse() takes; or NULL */
 };

@@ -734,8 +734,19 @@ static size_t on_data(void *ctx, struct span bytes)
 
 static void connect_now(void *ctx);
 
+/* Whether the server has not come up yet, as is expected of it. */
+static bool is_starting(const struct redis *redis)
+{
+    return !redis->was_up &&
+           loop_now_ms(redis->loop) - redis->opened_ms < redis->conf->server->start_ms;
+}
+
 static void tell(struct redis *redis, bool up, const char *why)
 {
+    redis->was_up = redis->was_up || up;
+    if (!up && is_starting(redis)) {
+        return;
+    }
     if (!up && strcmp(redis->told, why) == 0) {
         return;
     }
@@ -885,6 +896,7 @@ struct redis *redis_open(struct loop *loop, const struct redis_conf *conf,
     redis->ops = ops;
     redis->ctx = ctx;
     redis->backoff_ms = BACKOFF_FIRST_MS;
+    redis->opened_ms = loop_now_ms(loop);
     arena_init(&redis->reply_arena, REPLY_MAX_BYTES);
     loop_timer_start(loop, &redis->retry_timer, 0, connect_now, redis);
     return redis;

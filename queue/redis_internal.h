@@ -76,6 +76,8 @@ struct redis {
     struct redis_facts facts;
     size_t scripts_loaded;
     bool heard;          /* anything, ever */
+    bool was_up;         /* once, since it was opened */
+    int64_t opened_ms;   /* loop time */
     int64_t watched_ms;  /* when the watch last looked */
     int64_t heard_ms;    /* when the last answer came */
     int64_t stalled_ms;  /* since when a command has waited too long; 0: none does */

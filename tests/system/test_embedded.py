@@ -55,6 +55,15 @@ def try_to_send(gateway, text="x"):
         return None, 0, str(error).encode()
 
 
+def test_a_good_start_logs_no_error(tmp_path, sim):
+    """The connections are tried before the server has made its socket, which is nobody's trouble."""
+    gateway = gateway_on(tmp_path / "gw", tmp_path / "data", sim, "0B")
+    log = gateway.process.tail(10 ** 6)
+    assert "embedded state=up" in log and "redis state=up" in log
+    assert "redis state=down" not in log and " error " not in log
+    assert gateway.stop() == 0
+
+
 def test_low_disk_refuses_and_delivers(tmp_path, disk, sim):
     """With less than the reserve left new mail is put off, what waits is delivered, and space ends it."""
     gateway = gateway_on(tmp_path / "gw", disk / "data", sim, "6MiB")

@@ -7,7 +7,7 @@ struct link {
     struct redis_conf conf;
     struct redis *redis;
     bool up, closed;
-    size_t changes;
+    size_t changes, failures;
     char why[500];
 };
 
@@ -20,7 +20,14 @@ static void link_on_state(void *ctx, bool up, const char *why)
     loop_stop(link->rig->loop);
 }
 
-static const struct redis_ops link_ops = {.on_state = link_on_state};
+static void link_on_away(void *ctx)
+{
+    struct link *link = ctx;
+    link->failures++;
+    loop_stop(link->rig->loop);
+}
+
+static const struct redis_ops link_ops = {.on_state = link_on_state, .on_away = link_on_away};
 
 static void link_open(struct rig *rig, struct link *link, const struct queue_conf *server)
 {
@@ -162,6 +169,34 @@ static void test_wrong_settings(void **state)
     link_close(&admin);
     nowhere.socket_path = "/tmp/heave-no-such-socket";
     expect_refusal(rig, &nowhere, "heave-no-such-socket");
+}
+
+/* Why a server that is expected to start is not up yet is kept back, but not for ever. */
+static void test_start_is_quiet(void **state)
+{
+    struct rig *rig = *state;
+    struct link admin;
+    struct queue_conf conf = rig->conf;
+    conf.managed = false;
+    conf.start_ms = INT64_C(3600000);
+    link_open(rig, &admin, &rig->conf);
+    assert_int_equal(CALL(&admin, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru").status, 0);
+    struct link link = {.rig = rig, .conf = {.server = &conf}};
+    link.redis = redis_open(rig->loop, &link.conf, &link_ops, &link);
+    RIG_WAIT(rig, link.failures >= 2);
+    assert_int_equal(link.changes, 0);
+    assert_int_equal(CALL(&admin, "CONFIG", "SET", "maxmemory-policy", "noeviction").status, 0);
+    RIG_WAIT(rig, link.changes > 0);
+    assert_true(link.up);
+    /* Once it was up, nothing is kept back. */
+    assert_int_equal(CALL(&admin, "CLIENT", "KILL", "SKIPME", "yes").status, 0);
+    RIG_WAIT(rig, link.changes > 1);
+    assert_false(link.up);
+    link_close(&link);
+    link_close(&admin);
+    conf.socket_path = "/tmp/heave-no-such-socket";
+    conf.start_ms = 1;
+    expect_refusal(rig, &conf, "heave-no-such-socket");
 }
 
 static void test_script_flush(void **state)
@@ -448,6 +483,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_replies, setup, teardown),
         cmocka_unit_test_setup_teardown(test_wrong_settings, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_start_is_quiet, setup, teardown),
         cmocka_unit_test_setup_teardown(test_script_flush, setup, teardown),
         cmocka_unit_test_setup_teardown(test_kill_during_enqueue, setup, teardown),
         cmocka_unit_test_setup_teardown(test_settle_while_away, setup, teardown),
