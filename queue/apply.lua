@@ -5,7 +5,7 @@
 --   what, entry or id, stored batch as it was, stored batch to be, recipients that changed state as "state=count,...",
 --   stored message to be and its expiry ('' unless the batch was done).
 -- `what`: T to another state, X to its end with recipients that failed, expired or are unknown, P remove a finished
---   message, B drop the body of a finished message.
+--   message, B drop the body of a message, F remove a message, these two if it is finished after the other steps.
 -- Reply: per step 1 (done), 0 (not as it was), 2 (leased), 3 (its body is gone).
 local tag = KEYS[1]
 local STRIDE = 7
@@ -120,7 +120,7 @@ for i = 1, #ARGV, STRIDE do
     local what = ARGV[i]
     if what == 'P' then
         replies[#replies + 1] = remove(ARGV[i + 1])
-    elseif what == 'B' then
+    elseif what == 'B' or what == 'F' then
         replies[#replies + 1] = 0
     else
         replies[#replies + 1] = transition(i, what == 'X')
@@ -132,10 +132,21 @@ for _, list in ipairs(route_order) do
 end
 write_ends()
 for i = 1, #ARGV, STRIDE do
-    local id = ARGV[i + 1]
-    if ARGV[i] == 'B' and not redis.call('ZSCORE', tag .. ':x', id) then
-        local _, _, charge = message_head(id)
-        local dead = forget_dead(id, charge)
+    local what, id = ARGV[i], ARGV[i + 1]
+    local count, suffix, charge = nil, nil, nil
+    if (what == 'B' or what == 'F') and not redis.call('ZSCORE', tag .. ':x', id) then
+        count, suffix, charge = message_head(id)
+    end
+    if count then
+        local bytes, dead = 0, 0
+        if what == 'F' then
+            bytes, dead = remove_message(id, count, suffix, charge)
+        else
+            dead = forget_dead(id, charge)
+        end
+        if bytes ~= 0 then
+            redis.call('HINCRBY', tag .. ':k', 'history', -bytes)
+        end
         if dead ~= 0 then
             redis.call('HINCRBY', tag .. ':k', 'dead', -dead)
         end

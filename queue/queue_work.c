@@ -494,7 +494,9 @@ static void take_batch(struct work *work, struct picked *picked, struct span ent
     }
 }
 
-/* Purge looks at the message as a whole once its batches are done. */
+/* Purge looks at the message as a whole once its batches are done. When the finished messages are
+ * walked later ("xf"), one that has ended here goes at once, or it would be met and counted again.
+ */
 static void finish_purge(struct work *work, const struct picked *picked)
 {
     if (work->order.dry_run || work->order.verb != QUEUE_PURGE || picked->matched == 0) {
@@ -505,7 +507,7 @@ static void finish_purge(struct work *work, const struct picked *picked)
         add_step(work, "P", picked->id, step);
     } else {
         step.batches = 0;
-        add_step(work, "B", picked->id, step);
+        add_step(work, work->sources[1] == 'f' ? "F" : "B", picked->id, step);
     }
     add_empty(work, 5);
 }
