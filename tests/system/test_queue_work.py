@@ -85,7 +85,9 @@ def test_hold_cancel_release_retry(stuck, clean_sim):
 
     clean_sim.clear_faults()
     assert work(stuck, "release", "--state", "held", "--lane", "normal")[1]["changed"] == 3
+    assert depths(stuck) == {"delayed": 4}  # their next try is an hour ahead
     assert work(stuck, "retry", waiting, "--reset")[1]["changed"] == 1
+    assert work(stuck, "retry", *held)[1]["changed"] == 3
     assert stuck.metric("heave_work_total", verb="release") == 3
     for message_id in [*held, waiting]:
         stuck.wait_states(message_id, {"delivered": 1})
