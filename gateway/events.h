@@ -99,7 +99,8 @@ void events_redis_warning(struct events *events, const char *text);
 /* The level of queue.durability, for a metric. */
 void events_durability(struct events *events, const char *level);
 void events_sweep(struct events *events, const char *what, int64_t count);
-/* An operator, or a client with DELETE, changed batches that waited or had failed. */
+/* An operator, or a client with DELETE, changed batches that waited or had failed. `who`: the
+ * client, or "loopback" of an operator there who gave no key. */
 void events_work(struct events *events, const char *verb, const char *who, int64_t messages,
                  int64_t batches, int64_t busy);
 void events_health(struct events *events, const char *backend, const char *account,

@@ -309,6 +309,7 @@ static bool call_without_credentials(struct api_call *call)
     }
     if (conf->is_admin && !conf->admin_needs_key && call_on_loopback(call)) {
         call->scopes |= POLICY_SCOPE_READ | POLICY_SCOPE_ADMIN;
+        call->operator_keyless = true;
     }
     return call->client != NULL || call->scopes != 0;
 }

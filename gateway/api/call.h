@@ -35,6 +35,7 @@ struct api_call {
     struct policy *policy;              /* reference of this call */
     const struct policy_client *client; /* NULL: nobody, or the operator on the admin listener */
     uint32_t scopes;                    /* what the caller may do, enum policy_scope */
+    bool operator_keyless;              /* on the loopback of the admin listener, without a key */
     struct policy_auth *auth;           /* a check that runs */
     bool waiting;                       /* intake or queue will call back */
     char param[API_PARAM_MAX + 1];      /* what stood for {id} */

@@ -296,10 +296,9 @@ static json_t *worked_object(const struct work_call *work, const struct queue_wo
     return body;
 }
 
-static void log_work(const struct work_call *work, const struct api_call *call,
+static void log_work(const struct work_call *work, const struct api_call *call, const char *who,
                      const struct queue_worked *worked)
 {
-    const char *who = call->client != NULL ? call->client->conf->name : "operator";
     if (worked->changed > 0) {
         events_work(call->api->conf.events, queue_verb_name(work->verb), who, worked->messages,
                     worked->changed, worked->busy);
@@ -311,7 +310,9 @@ static void on_worked(void *ctx, int status, const struct queue_worked *worked)
     struct work_call work = *(struct work_call *)ctx;
     mem_free(ctx);
     if (status == 0) {
-        log_work(&work, work.call, worked);
+        const struct api_call *call = work.call;
+        bool keyless = call->operator_keyless || call->client == NULL;
+        log_work(&work, call, keyless ? "loopback" : call->client->conf->name, worked);
     }
     if (!api_call_resume(work.call)) {
         return;
@@ -405,7 +406,7 @@ static void on_cancelled(void *ctx, int status, const struct queue_worked *worke
     struct api_call *call = work.call;
     mem_free(ctx);
     if (status == 0) {
-        log_work(&work, call, worked);
+        log_work(&work, call, call->client->conf->name, worked);
     }
     if (!api_call_resume(call)) {
         return;

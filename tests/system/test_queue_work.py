@@ -89,6 +89,8 @@ def test_hold_cancel_release_retry(stuck, clean_sim):
     assert work(stuck, "retry", waiting, "--reset")[1]["changed"] == 1
     assert work(stuck, "retry", *held)[1]["changed"] == 3
     assert stuck.metric("heave_work_total", verb="release") == 3
+    lines = [line for line in stuck.process.log_path.read_text().splitlines() if " work verb=" in line]
+    assert lines and all("by=loopback" in line for line in lines), lines
     for message_id in [*held, waiting]:
         stuck.wait_states(message_id, {"delivered": 1})
     summary = clean_sim.summary()["hve"]
