@@ -185,6 +185,10 @@ struct conf_report {
 };
 #define CONF_MISTAKES_MAX 200
 
+/* What a dispatcher has room for; the lanes with those that are always there. */
+#define CONF_LANES_MAX 8
+#define CONF_BACKENDS_MAX 16
+
 void conf_report_init(struct conf_report *report);
 void conf_report_release(struct conf_report *report);
 /* Adds what somebody found who used the values, at the option `path` of `conf`. */

@@ -273,6 +273,22 @@ static bool name_valid(const char *name)
     return len >= 1 && len <= 64;
 }
 
+static void too_many(struct conf_loader *loader, struct conf_node *node, const char *path)
+{
+    size_t own_count = 0;
+    for (const struct conf_node *at = node->first; at != NULL; at = at->next) {
+        own_count += at->origin != CONF_FROM_DEFAULT ? 1 : 0;
+    }
+    const char *expected = conf_textf(loader, "at most %d", (int)node->option->max);
+    if (own_count < node->count) {
+        conf_mistake(loader, node, path, expected,
+                     "too many entries: %zu, with the %zu that are always there", node->count,
+                     node->count - own_count);
+    } else {
+        conf_mistake(loader, node, path, expected, "too many entries: %zu", node->count);
+    }
+}
+
 /* Entries of a CONF_NAMED or CONF_LIST section. */
 static void check_entries(struct conf_loader *loader, struct conf_node *node, const char *path)
 {
@@ -280,10 +296,12 @@ static void check_entries(struct conf_loader *loader, struct conf_node *node, co
     char pattern[CONF_PATH_MAX];
     conf_path_join(pattern, option->path, "*");
     if (node->count > (size_t)option->max) {
-        conf_mistake(loader, node, path, conf_textf(loader, "at most %d", (int)option->max),
-                     "too many entries");
-        node->is_bad = true;
-        return;
+        too_many(loader, node, path);
+        if (option->type == CONF_LIST) {
+            node->is_bad = true;
+            return;
+        }
+        /* What refers to one of the names is no mistake because of this. */
     }
     size_t index = 0;
     for (struct conf_node *at = node->first; at != NULL; at = at->next, index++) {

@@ -281,9 +281,10 @@ static const struct conf_option options[] = {
 
     {.path = "lanes",
      .type = CONF_NAMED,
-     .max = 16,
+     .max = CONF_LANES_MAX,
      .help =
-         "Kinds of mail that do not hold each other up. alert, normal and bulk are always there."},
+         "Kinds of mail that do not hold each other up; at most 8, of which alert, normal and bulk "
+         "are always there."},
     {.path = "lanes.*.share",
      .type = CONF_PERCENT,
      .fallback = "10%",
@@ -373,8 +374,8 @@ static const struct conf_option options[] = {
 
     {.path = "backends",
      .type = CONF_NAMED,
-     .max = 100,
-     .help = "The services messages leave through."},
+     .max = CONF_BACKENDS_MAX,
+     .help = "The services messages leave through; at most 16."},
     {.path = "backends.*.type",
      .type = CONF_ENUM,
      .values = "hve|smtp|acs|graph",
@@ -606,7 +607,9 @@ static const struct conf_option options[] = {
      .values = "send|read|admin",
      .fallback = "send, read",
      .reload = CONF_LIVE,
-     .help = "What its API key may do: submit, read status, work on the queue."},
+     .help =
+         "What it may do over HTTP, however it is recognised (API key, user, network): submit, read "
+         "status, work on the queue."},
     {.path = "clients.*.dedup",
      .type = CONF_MAP,
      .reload = CONF_LIVE,

@@ -2,7 +2,11 @@
 
 #include "gateway/mime.h"
 
+#include <assert.h>
 #include <stdatomic.h>
+
+static_assert(CONF_LANES_MAX == COURIER_LANES_MAX && CONF_BACKENDS_MAX == COURIER_BACKENDS_MAX,
+              "a configuration that is taken can be served");
 
 struct dispatch {
     struct loop *loop;

@@ -276,6 +276,38 @@ static void input_is_bounded(void **state)
     buf_release(&text);
 }
 
+/* What the dispatcher has no room for is refused here, not when the gateway starts. */
+static void no_more_than_can_be_served(void **state)
+{
+    struct rig *rig = *state;
+    load_good(rig, BASE "lanes: {a: {}, b: {}, c: {}, d: {}, e: {}}\n");
+    assert_int_equal(rig->conf->lane_count, CONF_LANES_MAX);
+    assert_int_equal(load(rig, BASE "lanes: {a: {}, b: {}, c: {}, d: {}, e: {}, f: {}}\n"),
+                     ERR_INVAL);
+    has_mistake(rig, 4, 8, "lanes", "too many entries: 9, with the 3 that are always there");
+    has_mistake(rig, 4, 8, "lanes", "at most 8");
+    struct buf text;
+    buf_init(&text, (size_t)1 << 20);
+    assert_int_equal(buf_append(&text, SPAN_LIT(LISTENERS ROUTES "backends:\n")), ERR_OK);
+    for (int i = 0; i <= CONF_BACKENDS_MAX; i++) {
+        if (i == CONF_BACKENDS_MAX) {
+            load_good(rig, buf_text(&text));
+        }
+        char name[8];
+        (void)snprintf(name, sizeof name, "b%d", i);
+        assert_int_equal(buf_printf(&text,
+                                    "  %s: {type: acs, endpoint: \"https://x.test\", access_key: "
+                                    "aGVhdmU=, sender: a@b.test}\n",
+                                    i == 0 ? "acs" : name),
+                         ERR_OK);
+    }
+    assert_int_equal(load(rig, buf_text(&text)), ERR_INVAL);
+    has_mistake(rig, 4, 3, "backends", "too many entries: 17");
+    has_mistake(rig, 4, 3, "backends", "at most 16");
+    assert_int_equal(rig->report.count, 1);
+    buf_release(&text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -284,6 +316,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(report_forms, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(too_many_mistakes_are_cut, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(input_is_bounded, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(no_more_than_can_be_served, rig_setup, rig_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
