@@ -4,7 +4,8 @@
 --   wanted, lane, backend, client ('' any); for the source 'i' then ids ("id" or "id/number").
 -- Sources: x open messages, z dead letters, f finished messages (the newest first), i the ids given.
 -- Reply: {cursor to go on from ('' the end), messages looked at, {id, stored message, entry, stored batch,
---   lease, ...}, ...}. Of the source i every message is in it, {id} alone when there is none.
+--   lease, ...}, ...}. Of the source i every message is in it, {id} alone when there is none, and when no batch of it
+--   is wanted {id, stored message, letters of the states they are in; C leased, ? without a record}.
 --
 -- Cursors: x and z "N:score:id", f "N:position", i "N:position"; N is the batch to go on with.
 local tag = KEYS[1]
@@ -23,6 +24,19 @@ local function wanted(text)
     return state and string.find(letters, state, 1, true) and (lane == '' or lane == of_lane)
         and (backend == '' or backend == of_backend)
         and (client == '' or client == of_client or client .. '#' == string.sub(of_client, 1, #client + 1))
+end
+
+local function letters_of(id, start, stop, suffix)
+    local letters = ''
+    for n = start, stop do
+        local entry = id .. '/' .. n .. suffix
+        local letter = batch_head(redis.call('GETRANGE', tag .. ':q:' .. entry, 0, 400)) or '?'
+        if redis.call('HEXISTS', tag .. ':t', entry) == 1 then
+            letter = 'C'
+        end
+        letters = string.find(letters, letter, 1, true) and letters or letters .. letter
+    end
+    return letters
 end
 
 -- Adds a message with those of its batches that are wanted. Returns the batch to go on with when there was no
@@ -52,7 +66,7 @@ local function look(id, only)
     if #entries > 0 or source == 'i' then
         local stored = redis.call('MGET', unpack(keys))
         local leases = #entries > 0 and redis.call('HMGET', tag .. ':t', unpack(entries))
-        local item = {id, stored[1]}
+        local item = {id, stored[1], #entries == 0 and letters_of(id, start, stop, suffix) or nil}
         for i = 1, #entries do
             item[3 * i], item[3 * i + 1], item[3 * i + 2] = entries[i], stored[i + 1], leases[i] or ''
         end

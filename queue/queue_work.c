@@ -520,6 +520,63 @@ static uint64_t body_bytes_of(struct span stored, uint32_t batch_count)
     return charge > rest ? charge - rest : 0;
 }
 
+static const char *letter_name(char letter)
+{
+    switch (letter) {
+    case 'R':
+        return "ready";
+    case 'E':
+        return "past its expiry";
+    case 'W':
+        return "delayed";
+    case 'H':
+        return "held";
+    case 'D':
+        return "finished";
+    case 'C':
+        return "being sent";
+    default:
+        return "without a record";
+    }
+}
+
+/* Why nothing of a message that an id named was meant; `letters`: the states of its batches. */
+static const char *why_not(struct work *work, struct span letters)
+{
+    const struct queue_selector *selector = &work->order.selector;
+    bool selects = selector->lane.len + selector->backend.len + selector->sender.len +
+                           selector->domain.len + selector->tag.len >
+                       0 ||
+                   selector->states != 0 || selector->accepted_before_ms != 0;
+    if (letters.len == 0) {
+        return "It has no such batch.";
+    }
+    struct buf text;
+    buf_init(&text, REASON_MAX);
+    int status = buf_printf(&text, "It is ");
+    for (size_t i = 0; i < letters.len && status == 0; i++) {
+        status = buf_printf(&text, "%s%s%s", i > 0 ? ", " : "", letters.len > 1 ? "partly " : "",
+                            letter_name(letters.data[i]));
+    }
+    if (status == 0 && selects) {
+        status = buf_printf(&text, ", or not what the selector says.");
+    } else if (status == 0) {
+        status = buf_printf(&text, ": there is nothing to %s.", queue_verb_name(work->order.verb));
+    }
+    status = status != 0 ? status : buf_append(&text, span_make("", 1));
+    struct span kept = status == 0 ? arena_dup(&work->arena, buf_span(&text)) : (struct span){0};
+    buf_release(&text);
+    return kept.data != NULL ? kept.data : "It is in no state that this is for.";
+}
+
+/* The states of a message in pick.lua's reply: of a batch it took, or of all when it took none. */
+static struct span picked_letters(const struct redis_value *item)
+{
+    struct span letters = redis_item(item, item->count > 3 ? 3 : 2)->text;
+    letters.len = item->count > 3 && letters.len > 1 ? 1 : letters.len;
+    return letters;
+}
+
 /* A picked message: id, stored message, then entry, stored batch, lease for each batch. */
 static void take_message(struct work *work, const struct redis_value *item)
 {
@@ -551,7 +608,7 @@ static void take_message(struct work *work, const struct redis_value *item)
     }
     work->sums.messages += picked.matched > 0 ? 1 : 0;
     if (by_id && picked.matched == 0 && skipped == work->sums.skipped) {
-        skip(work, picked.id, -1, "Nothing of it is in a state that this is for.");
+        skip(work, picked.id, -1, why_not(work, picked_letters(item)));
     }
     finish_purge(work, &picked);
 }

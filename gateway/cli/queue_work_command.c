@@ -198,6 +198,11 @@ static int work_through(const struct work_options *o, struct client *client, jso
 
 /* Showing. */
 
+static void print_count(json_int_t count, const char *one, const char *many)
+{
+    (void)printf("%lld %s", (long long)count, count == 1 ? one : many);
+}
+
 static void print_recipients_by_state(const json_t *recipients)
 {
     json_int_t total = 0;
@@ -207,7 +212,7 @@ static void print_recipients_by_state(const json_t *recipients)
     {
         total += json_integer_value(count);
     }
-    (void)printf("%lld recipients", (long long)total);
+    print_count(total, "recipient", "recipients");
     const char *between = " (";
     json_object_foreach((json_t *)(uintptr_t)recipients, state, count)
     {
@@ -217,6 +222,19 @@ static void print_recipients_by_state(const json_t *recipients)
     (void)printf(total > 0 ? ")" : "");
 }
 
+static void print_matched(const struct work_options *o, const json_t *matched, bool dry_run)
+{
+    if (number_of(matched, "messages") == 0) {
+        (void)printf("%s: nothing matches\n", o->verb);
+        return;
+    }
+    (void)printf("%s%s: ", o->verb, dry_run ? " would be for" : "");
+    print_count(number_of(matched, "messages"), "message, ", "messages, ");
+    print_count(number_of(matched, "batches"), "batch, ", "batches, ");
+    print_recipients_by_state(json_object_get(matched, "recipients"));
+    (void)printf("\n");
+}
+
 static int print_sums(const struct work_options *o, const json_t *sums)
 {
     if (o->common.json) {
@@ -224,19 +242,17 @@ static int print_sums(const struct work_options *o, const json_t *sums)
     }
     const json_t *matched = json_object_get(sums, "matched");
     bool dry_run = json_is_true(json_object_get(sums, "dry_run"));
-    (void)printf("%s%s: %lld messages, %lld batches, ", o->verb, dry_run ? " would be for" : "",
-                 (long long)number_of(matched, "messages"),
-                 (long long)number_of(matched, "batches"));
-    print_recipients_by_state(json_object_get(matched, "recipients"));
-    (void)printf("\n");
-    if (!dry_run) {
-        (void)printf("%lld batches done", (long long)number_of(sums, "changed"));
+    print_matched(o, matched, dry_run);
+    json_int_t busy = number_of(sums, "busy");
+    bool done = !dry_run && number_of(matched, "messages") > 0;
+    if (done) {
+        print_count(number_of(sums, "changed"), "batch done", "batches done");
     }
-    if (number_of(sums, "busy") > 0) {
-        (void)printf("%s%lld are being sent and were left alone", dry_run ? "" : ", ",
-                     (long long)number_of(sums, "busy"));
+    if (busy > 0) {
+        (void)printf(done ? ", " : "");
+        print_count(busy, "is being sent and was left alone", "are being sent and were left alone");
     }
-    (void)printf(dry_run && number_of(sums, "busy") == 0 ? "" : "\n");
+    (void)printf(done || busy > 0 ? "\n" : "");
     const json_t *skipped = json_object_get(sums, "skipped");
     for (size_t i = 0; i < json_array_size(skipped); i++) {
         const json_t *skip = json_array_get(skipped, i);
@@ -269,8 +285,10 @@ static int run_order(const struct work_options *o, struct client *client, int co
         code = print_sums(o, sums);
     }
     if (code == CLI_DONE && preview && !o->dry_run) {
-        code = cli_fail(&cli_queue_command, CLI_REFUSED, "nothing was done: say --yes to %s these",
-                        o->verb);
+        bool some = number_of(json_object_get(sums, "matched"), "messages") > 0;
+        code = some ? cli_fail(&cli_queue_command, CLI_REFUSED,
+                               "nothing was done: say --yes to %s these", o->verb)
+                    : CLI_REFUSED;
     } else if (code == CLI_DONE && !preview) {
         code = verdict(sums, count > 0);
     }

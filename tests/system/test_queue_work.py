@@ -96,7 +96,16 @@ def test_hold_cancel_release_retry(stuck, clean_sim):
     summary = clean_sim.summary()["hve"]
     assert (summary["recipients"], summary["duplicates"]) == (4, 0), summary
     code, sums = work(stuck, "release", held[0])
-    assert code == REFUSED and sums["skipped"][0]["reason"].startswith("Nothing of it"), sums
+    assert code == REFUSED and sums["skipped"][0]["reason"] == "It is finished: there is nothing to release.", sums
+    ended = run("queue", "replay", held[0], "-c", stuck.conf_path)
+    assert f"skipped {held[0]}: It is finished: there is nothing to replay." in ended.stdout, ended
+    code, sums = work(stuck, "hold", held[0] + "/7")
+    assert code == REFUSED and sums["skipped"][0]["reason"] == "It has no such batch.", sums
+    for args, code in ((["hold"], DONE), (["cancel"], REFUSED), (["cancel", "--dry-run"], DONE)):
+        ended = run("queue", *args, "--tag", "nobody-has-it", "-c", stuck.conf_path)
+        assert ended.returncode == code and f"{args[0]}: nothing matches" in ended.stdout, ended
+    ended = run("queue", "purge", held[0], "--yes", "-c", stuck.conf_path)
+    assert "purge: 1 message, 1 batch, 1 recipient (1 delivered)\n1 batch done\n" in ended.stdout, ended
 
 
 def test_move(stuck, clean_sim):

@@ -103,7 +103,7 @@ static void test_hold_and_release(void **state)
     recount(handle.rig);
     worked = by_id(&handle, QUEUE_HOLD, draft.id);
     assert_int_equal(worked.sums.changed, 0);
-    assert_string_equal(worked.reason, "Nothing of it is in a state that this is for.");
+    assert_string_equal(worked.reason, "It is held: there is nothing to hold.");
 
     worked = by_id(&handle, QUEUE_RELEASE, draft.id);
     assert_int_equal(worked.sums.changed, 2);
