@@ -106,7 +106,11 @@ static void give_up(void *ctx)
 {
     struct probe *probe = ctx;
     if (probe->why[0] == '\0') {
-        (void)snprintf(probe->why, sizeof(probe->why), "Redis did not answer in time.");
+        (void)snprintf(probe->why, sizeof(probe->why), "Redis did not answer in time.%s",
+                       probe->conf.server->tls != NULL
+                           ? " It is asked for TLS (rediss:// or queue.tls), which a plain port "
+                             "does not answer."
+                           : "");
     }
     end(probe, nodes_heard(probe->nodes) ? ERR_INVAL : ERR_UNAVAILABLE);
 }

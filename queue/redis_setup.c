@@ -25,6 +25,17 @@ static void send_words(struct redis *redis, const char *const *words, redis_cb c
 
 static void on_script(void *ctx, int status, const struct redis_value *value);
 
+static const char *login_hint(const struct redis *redis, struct span said)
+{
+    if (!span_starts(said, SPAN_LIT("NOAUTH"))) {
+        return "";
+    }
+    return redis->conf->kind == REDIS_SENTINEL
+               ? " Give the sentinels' password with queue.sentinel_password."
+               : " Give its password with queue.password or queue.password_file (and the name of an "
+                 "ACL user with queue.user).";
+}
+
 /* Drops the connection when the answer is an error. True when it is one (or the connection is gone
  * already). */
 static bool refused(struct redis *redis, int status, const struct redis_value *value,
@@ -37,7 +48,8 @@ static bool refused(struct redis *redis, int status, const struct redis_value *v
         /* Some of its errors are sentences with a full stop, some are not. */
         struct span said = value->text;
         bool stopped = said.len > 0 && said.data[said.len - 1] == '.';
-        redis_drop(redis, "Redis refuses %s: %.*s%s", what, SPAN_FMT(said), stopped ? "" : ".");
+        redis_drop(redis, "Redis refuses %s: %.*s%s%s", what, SPAN_FMT(said), stopped ? "" : ".",
+                   login_hint(redis, said));
     }
     return true;
 }

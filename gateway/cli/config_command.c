@@ -15,17 +15,66 @@
 
 /* ---- check ---- */
 
-static int print_report(const struct conf_report *report, bool json)
+static const char *topology_name(enum queue_topology topology)
+{
+    switch (topology) {
+    case QUEUE_STANDALONE:
+        return "standalone";
+    case QUEUE_SENTINEL:
+        return "sentinel";
+    case QUEUE_CLUSTER:
+        return "cluster";
+    }
+    UNREACHABLE();
+}
+
+/* What was asked of an external Redis and what it said, line by line. */
+static json_t *redis_json(const struct conf *conf, struct span said, bool reached)
+{
+    json_t *lines = json_array();
+    while (said.len > 0) {
+        struct span line = span_cut(&said, '\n');
+        (void)json_array_append_new(lines, json_stringn(line.data, line.len));
+    }
+    const struct queue_conf *queue = &conf->queue.handle;
+    return json_pack("{s:b, s:s, s:s, s:o}", "reached", reached, "topology",
+                     topology_name(queue->topology), "durability",
+                     queue_durability_name(queue->durability), "said", lines);
+}
+
+/* The report with what Redis said. */
+static int print_json(const struct conf_report *report, json_t *redis, bool reached)
 {
     struct buf text;
     buf_init(&text, OUTPUT_MAX);
-    int status = json ? conf_report_print_json(report, &text) : conf_report_print(report, &text);
+    json_t *all = NULL;
+    if (conf_report_print_json(report, &text) == ERR_OK) {
+        all = json_loadb(buf_span(&text).data, buf_len(&text), 0, NULL);
+    }
+    buf_release(&text);
+    if (redis != NULL) {
+        (void)json_object_set_new(all, "redis", redis);
+    }
+    if (!reached) {
+        (void)json_object_set_new(all, "ok", json_false());
+    }
+    bool dumped = all != NULL && json_dumpf(all, stdout, JSON_INDENT(2)) == 0;
+    json_decref(all);
+    if (!dumped) {
+        return cli_fail(&cli_check_command, CLI_REFUSED, "the report could not be written");
+    }
+    int written = cli_write(&cli_check_command, SPAN_LIT("\n"));
     int code = report->count == 0 ? CLI_DONE : CLI_REFUSED;
-    if (status != ERR_OK) {
+    return written != CLI_DONE ? written : code;
+}
+
+static int print_report(const struct conf_report *report)
+{
+    struct buf text;
+    buf_init(&text, OUTPUT_MAX);
+    int code = report->count == 0 ? CLI_DONE : CLI_REFUSED;
+    if (conf_report_print(report, &text) != ERR_OK) {
         code = cli_fail(&cli_check_command, CLI_REFUSED, "the report is too large");
-    } else if (json) {
-        int written = cli_write(&cli_check_command, buf_span(&text));
-        code = written != CLI_DONE ? written : code;
     } else if (report->count > 0) {
         (void)fwrite(buf_span(&text).data, 1, buf_len(&text), stderr);
         (void)fprintf(stderr, "%s: %zu mistake%s\n", report->file, report->count,
@@ -110,11 +159,19 @@ static int check_file(const char *file, bool json, bool offline)
         warn_open_key("private key", conf->queue.key_file);
         warn_open_key("encryption key file", conf->queue.encryption_key_file);
     }
-    if (report.count == 0 && !offline) {
+    bool asked = report.count == 0 && !offline;
+    if (asked) {
         reached = check_redis_of(conf, &report, &lines);
     }
-    int code = print_report(&report, json);
-    if (code == CLI_DONE && !json) {
+    bool external = asked && conf->queue.kind != CONF_QUEUE_EMBEDDED;
+    int code = CLI_DONE;
+    if (json) {
+        json_t *redis = external ? redis_json(conf, buf_span(&lines), reached == CLI_DONE) : NULL;
+        code = print_json(&report, redis, reached == CLI_DONE);
+    } else {
+        code = print_report(&report);
+    }
+    if (code == CLI_DONE && reached == CLI_DONE && !json) {
         print_good(conf, file, buf_span(&lines));
     }
     buf_release(&lines);
@@ -166,7 +223,7 @@ const struct cli_command cli_check_command = {
         "\n"
         "  -c, --config FILE   the configuration\n"
         "      --offline       the file alone: connects to nothing\n"
-        "      --json          the report as JSON\n"
+        "      --json          the report as JSON, with what an external Redis said under \"redis\"\n"
         "\n"
         "Example: heave check -c heave.yaml && systemctl reload heave\n",
     .run = run_check,

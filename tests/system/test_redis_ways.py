@@ -171,6 +171,21 @@ def test_check_says_what_is_wrong(tmp_path, sim, clean):
     assert f"redis: 127.0.0.1:{clean.port}: " in good.stdout
     assert "standalone, role master with 0 replicas online, appendonly yes, appendfsync always" in good.stdout
     assert "redis: durability fsync: by the server, which fsyncs before it answers" in good.stdout
+    told = json.loads(check(gateway, "--json").stdout)
+    assert told["ok"] is True and told["redis"]["reached"] is True
+    assert (told["redis"]["topology"], told["redis"]["durability"]) == ("standalone", "fsync")
+    assert "".join(f"redis: {line}\n" for line in told["redis"]["said"]) in good.stdout
+    with redis_servers.Client(clean.port) as known:
+        known("CONFIG", "SET", "requirepass", "secret")
+        locked = check(gateway)
+        known("CONFIG", "SET", "requirepass", "")
+    assert locked.returncode == REFUSED and "NOAUTH" in locked.stderr and "queue.password_file" in locked.stderr
+    gateway.conf["queue"] = {"redis": f"rediss://127.0.0.1:{clean.port}"}
+    gateway.write_conf()
+    plain = check(gateway)
+    assert plain.returncode == UNREACHABLE and "TLS" in plain.stderr and "good:" not in plain.stdout
+    gateway.conf["queue"] = {"redis": f"redis://127.0.0.1:{clean.port}"}
+    gateway.write_conf()
     clean("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
     evicts = check(gateway)
     assert evicts.returncode == REFUSED and "CONFIG SET maxmemory-policy noeviction" in evicts.stderr
@@ -192,6 +207,8 @@ def test_check_says_what_is_wrong(tmp_path, sim, clean):
     gateway.write_conf()
     nobody = check(gateway)
     assert nobody.returncode == UNREACHABLE and "Redis could not be reached" in nobody.stderr
+    assert "good:" not in nobody.stdout
+    assert json.loads(check(gateway, "--json").stdout)["ok"] is False
     gateway.conf["queue"] = {"redis": f"sentinel://127.0.0.1:{clean.port}/mail"}
     gateway.write_conf()
     no_sentinel = check(gateway)
